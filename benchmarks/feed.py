@@ -85,7 +85,7 @@ class FreeNetworks(networks.FrozenNetworks):
             return None
         regions = networks.ClipRegions(clip, pixels)
         shape = (len(pixels.numbers), self.num_boxes)
-        regions.found = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.float32)
+        regions.found = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.float32), {}
         return regions
 
     def launch(self, rows, size):
@@ -94,7 +94,7 @@ class FreeNetworks(networks.FrozenNetworks):
         self.transfers.rows([row.pixels for row in rows], (self.config.sampling.frames, *size, 3))
         boxes, out = self._boxes_of(rows, []), {}
         for name, shape in self.shapes(size).items():
-            if name in self.config.keep and name not in networks.BOXES:
+            if name in self.config.keep and name not in boxes:
                 dtype = getattr(torch, self.config.dtype)
                 out[name] = torch.zeros((len(rows), *shape), dtype=dtype)
         watch.mark()

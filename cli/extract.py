@@ -1,6 +1,7 @@
 """`vidgraph extract`: stage one, videos to cached tensors."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -184,6 +185,7 @@ def run(
             say(pace)
     elif not summary.left:
         say(f"{cache}: every shard was complete already")
+    _report_boxes(summary.boxes)
     if summary.left:
         say(
             f"{cache}: {summary.left:,} shards are left, because the time was up (--stop-after); "
@@ -210,6 +212,17 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
             err=True,
         )
     return 3 if failures else 0
+
+
+def _report_boxes(boxes: Mapping[str, int]) -> None:
+    """Print how many views and steps have no box."""
+    if not boxes:
+        return
+    views, steps = boxes["views"], boxes["steps"]
+    say(
+        f"boxes: {boxes['empty_steps']:,} of {steps:,} steps and {boxes['empty_views']:,} of "
+        f"{views:,} views have none"
+    )
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:

@@ -28,6 +28,12 @@ from cli._shared.say import say
     "--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar)."
 )
 @click.option(
+    "--tracks",
+    is_flag=True,
+    help="Also link boxes of the same object over time (field track), by overlap, features and "
+    "class, where the extraction's boxes came without tracks.",
+)
+@click.option(
     "--workers",
     default=0,
     type=click.IntRange(min=0),
@@ -45,6 +51,7 @@ def command(
     cache: Path,
     which: tuple[str, ...],
     neighbours: int,
+    tracks: bool,
     workers: int,
     compression: str,
     device: str,
@@ -75,7 +82,16 @@ def command(
             return stack.enter_context(progress("graphs", todo, "views"))
 
         written = build_graphs(
-            cache, which, neighbours, workers, device, compression, announce, engine, say_aside
+            cache,
+            which,
+            neighbours,
+            workers,
+            device,
+            compression,
+            announce,
+            engine,
+            say_aside,
+            tracks,
         )
     views = sum(record["views"] for record in written)
     size = sum(record["bytes"] for record in written)

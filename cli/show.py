@@ -141,7 +141,7 @@ def command(
     """Draw one view of CLIP, as it is in the cache, over the frames of its video.
 
     \b
-    boxes        boxes with slot and score
+    boxes        boxes with slot, class, track and score
     edges        front and back edges of the IoU graph with their weights
     nearest      the chosen node's nearest node in each step
     similar      the nodes most similar to the chosen one

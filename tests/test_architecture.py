@@ -25,7 +25,8 @@ PIPELINE = {
     "video": {"manifests", "text", "views"},
     "regions": set(),
     "backbones": {"files", "networks", "plugins", "text"},
-    "proposals": {"files", "networks", "plugins", "regions", "text"},
+    "box_files": {"files", "networks", "text"},
+    "proposals": {"box_files", "files", "networks", "plugins", "regions", "text"},
     "workers": {"files", "text"},
     "cache": {"files", "manifests", "plugins", "workers"},
     "stages": {
@@ -63,7 +64,9 @@ ONE_PLACE = {
         "pipeline/video/video_file.py",
     },
     "torchcodec": {"pipeline/video/torchcodec_reader.py"},
-    "detectron2": {"pipeline/proposals/detectron2.py"},
+    "detectron2": {
+        *("pipeline/proposals/detectron2.py", "pipeline/proposals/detectron2_detector.py"),
+    },
     "jinja2": {"heads/reporting/html_page.py"},
 }
 

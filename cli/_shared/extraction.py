@@ -131,7 +131,15 @@ def network_options(function):
         click.option(
             "--annotations",
             type=click.Path(path_type=Path),
-            help="File of boxes, for --proposals annotations.",
+            help="File or folder of boxes, for --proposals annotations (formats: docs/stages.md).",
+        ),
+        click.option(
+            "--nearest-boxes",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            help="A frame that the annotations leave out takes the boxes of the nearest frame that "
+            "has some, up to so far away; for detectors that ran at 1 to 5 frames a second.  "
+            "[default: 0, none]",
         ),
         click.option(
             "--frame-resize",
@@ -273,6 +281,7 @@ def config_for(given: dict, manifest):
 def config_of(given: dict):
     """Build the ExtractConfig that the options name."""
     from pipeline.plugins import given_name
+    from pipeline.proposals import with_underscores
     from pipeline.stages.config import ExtractConfig, with_settings
     from pipeline.views.sampling import Sampling
 
@@ -288,14 +297,29 @@ def config_of(given: dict):
         "size": given["proposal_size"],
         "num_boxes": given["boxes"],
         "file": given["annotations"] and str(given["annotations"]),
+        "nearest": given.get("nearest_boxes"),
     }
     config = ExtractConfig(
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
         resize=given["frame_resize"],
+        box_labels=_box_labels_for(given),
         **{key: given[key] for key in CONFIG},
     )
     config = with_settings(config, given["settings"])
     return replace(
-        config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
+        config,
+        backbone=given_name(config.backbone),
+        proposals=with_underscores(given_name(config.proposals)),
     )
+
+
+def _box_labels_for(given: dict) -> bool:
+    """Whether classes and tracks of boxes are stored: a cache goes on as it began."""
+    from pipeline.cache.reader import read_cache_json
+
+    cache = given.get("cache")
+    if not cache or not (Path(cache) / "cache.json").is_file():
+        return True
+    began = read_cache_json(Path(cache))["config"]
+    return "box_classes" in began or "box_tracks" in began

@@ -82,7 +82,10 @@ class AnnotatedBoxes:
         # Every (F/T)-th frame, as at the extraction.
         numbers = tuple(frames[t * len(frames) // steps] for t in range(steps))
         *crop, width, height = view["crop"].tolist()
-        info = VideoInfo(max(frames) + 1, 0.0, round(width), round(height))
+        # The manifest may tell the frame rate, which boxes told by the second need.
+        told = clip.extra.get("fps", "").strip()
+        fps = float(told) if told else 0.0
+        info = VideoInfo(max(frames) + 1, fps, round(width), round(height))
         found, scores = self.source.propose(None, clip, info, numbers)
         inside, keep = to_view(found, tuple(crop), (width, height), bool(view["flip"]))
         boxes, _, valid = pack(inside, scores, keep, self.source.num_boxes)

@@ -15,7 +15,7 @@ import torch
 from heads.config.recipe_tables import DataOptions
 from heads.data.classes import refuse_withheld
 from heads.interface.clips import Dims, MissingFields, dims_of
-from pipeline.cache.fields import FIELDS, grid_at, is_cut
+from pipeline.cache.fields import FIELDS, LABELS, grid_at, is_cut
 from pipeline.manifests.labels import withheld
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text.suggestions import nearest
@@ -354,7 +354,7 @@ def cache_dims(cache: "Cache") -> Dims:
     for name in group.fields:
         if is_cut(name) or name in FIELDS:
             shapes[name] = group.shape(name)
-    return dims_of(shapes)
+    return replace(dims_of(shapes), box_classes=len(cache.box_classes))
 
 
 def fields_for(head: torch.nn.Module, group: "Group") -> tuple[str, ...]:
@@ -397,10 +397,19 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
     Returns:
         One line, with the command that adds them.
     """
+    missing = list(missing)
     graphs = [name for name in missing if name in FIELDS and FIELDS[name].stage == "graphs"]
     what = f"head {head} needs {', '.join(missing)}, which {cache.path} lacks"
     if len(graphs) == len(missing):
         return f"{what}: run `vidgraph graphs --cache {cache.path}`"
+    if missing == ["track"]:
+        return f"{what}: run `vidgraph graphs --cache {cache.path} --tracks`, which links boxes"
+    labels = [name for name in missing if name in LABELS]
+    if labels:
+        return (
+            f"{what}: extract with a source of boxes that knows {' and '.join(labels)}, such as "
+            f"--proposals torchvision-detector, or annotations whose file has them"
+        )
 
     keep = []
     for name in cache[cache.groups[0]].fields:

@@ -27,7 +27,7 @@ from pipeline.cache.reader import Cache
 from pipeline.text.suggestions import nearest
 
 WHAT = {
-    "boxes": "boxes with slot and score",
+    "boxes": "boxes with slot, class, track and score",
     "edges": "front and back edges of the IoU graph with their weights",
     "nearest": "the chosen node's nearest node in each step",
     "similar": "the nodes most similar to the chosen one",

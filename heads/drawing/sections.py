@@ -21,6 +21,8 @@ from pipeline.regions.graphs import iou_graph
 # Boxes of a step that get a label. The cache stores the best boxes first.
 LABELLED = 12
 LABEL_SIZE = 10
+# What is said of boxes, in words.
+LABEL_WORDS = {"box_class": "class", "track": "track"}
 
 # Pixels between frames where edges and their weights are drawn.
 EDGE_GAP = 96.0
@@ -66,16 +68,46 @@ def compact(value: float) -> str:
 
 
 def boxes(view: ViewContent) -> Strip:
-    """Draw every box in the colour of its slot, with slot and score."""
+    """Draw every box with slot and score, and with its class and its track where they are known.
+
+    Its colour is that of its track, else of its slot.
+    """
     scores = view.fields.get("scores")
+    named = ["slot", *[word for name, word in LABEL_WORDS.items() if name in view.fields]]
+    note = ", ".join(named) + " and score"
+    if "track" in view.fields:
+        note += "; a colour per track"
 
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
         def label(i: int) -> str:
-            return f"{i}" if scores is None else f"{i}: {scores[t, i]:.2f}"
+            text = " ".join([str(i), *_labels(view, t, i)])
+            return text if scores is None else f"{text}: {scores[t, i]:.2f}"
 
         _draw_boxes(canvas, rect, view, t, label)
 
-    return Strip("boxes", "slot and score", paint=paint)
+    return Strip("boxes", note, paint=paint)
+
+
+def _labels(view: ViewContent, t: int, i: int) -> list[str]:
+    """The class and the track of a box, as far as they are known: cup, #3."""
+    found = []
+    number = int(view.fields["box_class"][t, i]) if "box_class" in view.fields else -1
+    if number >= 0:
+        names = view.cache.box_classes
+        found.append(names[number] if number < len(names) else f"class {number}")
+    track = _track(view, t, i)
+    return [*found, f"#{track}"] if track >= 0 else found
+
+
+def _track(view: ViewContent, t: int, i: int) -> int:
+    """The track of a box; -1 for none."""
+    return int(view.fields["track"][t, i]) if "track" in view.fields else -1
+
+
+def colour_of_box(view: ViewContent, t: int, i: int) -> Colour:
+    """Return the colour of a box: one for each track, and one for each slot without tracks."""
+    track = _track(view, t, i)
+    return colour_of(track if track >= 0 else i)
 
 
 def edges(
@@ -185,10 +217,10 @@ def _draw_boxes(
 
     # In reverse, so that the best box is on top.
     for i in reversed(slots):
-        canvas.rectangle(rect.rectangle(view.boxes[t, i]), colour_of(i), 1.6)
+        canvas.rectangle(rect.rectangle(view.boxes[t, i]), colour_of_box(view, t, i), 1.6)
     taken: list = []
     for i in slots[:LABELLED]:
-        box_tag(canvas, rect, view.boxes[t, i], label(i), colour_of(i), taken)
+        box_tag(canvas, rect, view.boxes[t, i], label(i), colour_of_box(view, t, i), taken)
 
 
 def box_tag(

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from heads.interface.clips import Clips, Dims, clips_of
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
-from pipeline.cache.fields import field_of, is_cut
+from pipeline.cache.fields import LABELS, field_of, is_cut
 
 # Operations that move or create values without computing: no paper counts them, and they are not
 # listed.
@@ -360,7 +360,7 @@ def inputs(fields: tuple[str, ...], dims: Dims, device: str) -> Clips:
         shape = (1, *_shape(name, dims))
         if name == "valid":
             arrays[name] = torch.ones(shape, dtype=torch.bool, device=device)
-        elif name in ("nearest", "similar"):
+        elif name in ("nearest", "similar", *LABELS):
             arrays[name] = torch.zeros(shape, dtype=torch.long, device=device)
         elif name == "boxes":
             arrays[name] = torch.tensor([0.25, 0.25, 0.75, 0.75], device=device).expand(shape)

@@ -42,7 +42,12 @@ from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
 from pipeline.stages.config import ExtractConfig, clip_opener
-from pipeline.stages.frozen_networks import backbone_of, backbone_of_cache, source_of
+from pipeline.stages.frozen_networks import (
+    backbone_of,
+    backbone_of_cache,
+    labels_of,
+    source_of,
+)
 from pipeline.stages.jobs import decoders_for
 from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import RunOptions
@@ -245,9 +250,14 @@ class _Setup:
         """
         sampling, boxes = self.config.sampling, 0
         stored = None if self.cache is None else cache_dims(self.cache)
+        box_classes = 0 if stored is None else stored.box_classes
         if self.config.wants_boxes:
             boxes = self.source.num_boxes if stored is None else stored.N
-        frames = joint_dims(self.backbone, sampling.frames, sampling.size, self.config.cut, boxes)
+            if stored is None and "box_class" in labels_of(self.source, self.config):
+                box_classes = len(self.source.class_names)
+        frames = joint_dims(
+            self.backbone, sampling.frames, sampling.size, self.config.cut, boxes, box_classes
+        )
         return (stored or frames), frames
 
     def _network(self) -> JointNetwork:
@@ -414,7 +424,8 @@ def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:
     # The meta device takes no memory and draws no random numbers.
     with torch.device("meta"):
         backbone = build_backbone(config.backbone, **config.backbone_options)
-        dims = joint_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
+        # Heads that read classes of boxes are asked for their needs, too.
+        dims = joint_dims(backbone, sampling.frames, sampling.size, config.cut, boxes, 1)
         # Only the names of the fields matter, so no weights are read.
         options = {key: value for key, value in recipe.head.options.items() if key != "weights"}
         needs = build_head(recipe.head.name, dims, 2, **options).needs

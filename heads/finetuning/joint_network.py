@@ -21,7 +21,7 @@ from heads.config.recipe_tables import FrameOptions
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import norms_in_evaluation
 from pipeline.backbones import Backbone, NonLocal
-from pipeline.cache.fields import FIELDS, is_cut
+from pipeline.cache.fields import FIELDS, LABELS, is_cut
 from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of
 from pipeline.regions.roi_align import roi_align
 
@@ -63,9 +63,12 @@ class JointNetwork(nn.Module):
         self.backbone, self.head, self.frames = backbone, head, frames
         self.cut, self.roi_pool, self.neighbours = cut or backbone.last, roi_pool, neighbours
         wanted = self._all_needs()
-        boxes = [name for name in ("boxes", "scores", "valid") if name in wanted]
+        boxes = [name for name in ("boxes", "scores", "valid", "box_class") if name in wanted]
         self.needs = ("frames", *boxes)
         self.uses = ("flip",)
+        if "track" in wanted:
+            # Tracks that no source gives are linked here.
+            self.uses += LABELS
 
         upper = self.backbone_in_head
         if upper is not None:
@@ -88,10 +91,10 @@ class JointNetwork(nn.Module):
         needs = self.head.needs
         graphs = {name for name in needs if name in FIELDS and FIELDS[name].stage == "graphs"}
         more = []
-        # iou compares boxes alone, the other graphs compare features.
-        if graphs - {"iou"}:
+        # iou compares boxes alone, the other graphs and tracks compare features.
+        if graphs - {"iou"} or "track" in needs:
             more.append("nodes")
-        if graphs or "nodes" in needs:
+        if graphs or "nodes" in needs or "track" in needs:
             more += ["boxes", "valid"]
         return tuple(dict.fromkeys((*needs, *more)))
 
@@ -216,19 +219,21 @@ class JointNetwork(nn.Module):
         for name, fields in GRAPHS.items():
             if not set(fields).isdisjoint(self.head.needs):
                 which.append(name)
-        if not which:
+        tracks = "track" in self.head.needs and clips.track is None
+        if not which and not tracks:
             return {}
 
         # Stage two's own code makes the graphs, from numpy arrays, so that they equal the cached
         # ones.
         arrays = {}
-        for name in ("boxes", "valid", "nodes"):
+        for name in ("boxes", "valid", "nodes", "box_class"):
             tensor = getattr(clips, name)
             if tensor is not None:
                 arrays[name] = tensor.detach().cpu().numpy()
 
         tensors = {}
-        for name, array in graphs_of(arrays, GraphOptions(tuple(which), self.neighbours)).items():
+        options = GraphOptions(tuple(which), self.neighbours, tracks)
+        for name, array in graphs_of(arrays, options).items():
             tensor = torch.from_numpy(array).to(clips.boxes.device)
             # Indices are stored in small integers, which torch cannot index with.
             tensors[name] = tensor if tensor.is_floating_point() else tensor.long()
@@ -343,7 +348,14 @@ def _no_statistics(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes: int = 0) -> Dims:
+def joint_dims(
+    backbone: Backbone,
+    frames: int,
+    size: int,
+    cut: str = "",
+    boxes: int = 0,
+    box_classes: int = 0,
+) -> Dims:
     """Return the sizes that a head reads behind a backbone; every cut is available.
 
     Args:
@@ -352,6 +364,7 @@ def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes:
         size: side of the square frames, pixels.
         cut: as in `JointNetwork`.
         boxes: N, boxes per step.
+        box_classes: how many classes boxes have.
 
     Returns:
         The sizes.
@@ -360,4 +373,5 @@ def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes:
     maps = {}
     for name in backbone.cuts():
         maps[name] = (backbone.channels(name), *backbone.grid(name, (size, size)))
-    return Dims(backbone.steps(frames, cut), boxes, backbone.channels(cut), maps)
+    steps, channels = backbone.steps(frames, cut), backbone.channels(cut)
+    return Dims(steps, boxes, channels, maps, box_classes)

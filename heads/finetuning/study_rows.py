@@ -173,7 +173,8 @@ def _check(
     options = {key: value for key, value in recipe.head.options.items() if key != "weights"}
     with torch.device("meta"):
         backbone = build_backbone(config.backbone, **config.backbone_options)
-        dims = joint_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
+        # Heads that read classes of boxes are asked for their needs, too.
+        dims = joint_dims(backbone, sampling.frames, sampling.size, config.cut, boxes, 1)
 
     study = Study(views, manifest, dims, torch.device("cpu"), "fp32", None)
     splits = repr((sampling, recipe.data))

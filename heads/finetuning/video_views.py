@@ -17,10 +17,11 @@ import torch
 from heads.data.splits import SplitViews
 from heads.finetuning.frame_training import Piece
 from heads.interface.clips import Clips
+from pipeline.cache.fields import LABELS
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.proposals import BoxesError
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.frozen_networks import boxes_of
+from pipeline.stages.frozen_networks import boxes_of, labels_of
 from pipeline.video.frame_reader import DecodeError
 from pipeline.video.view_pixels import ClipOpener, ClipPixels, DecodeViews, run_task
 from pipeline.views.sampling import Sampling, View, count_views
@@ -90,12 +91,12 @@ class PlannedGroup:
 
 
 class DecodedView(NamedTuple):
-    """A view of a batch: its position there, what was drawn, pixels [F,H,W,3], boxes."""
+    """A view of a batch: its position there, what was drawn, pixels [F,H,W,3], fields of boxes."""
 
     position: int
     view: View
     pixels: np.ndarray
-    boxes: tuple[np.ndarray, ...]
+    boxes: dict[str, np.ndarray]
 
 
 class VideoViews:
@@ -136,6 +137,11 @@ class VideoViews:
         self.config, self.parts, self.clips = config, parts, clips
         self.opener, self.steps = opener, steps
         self.cache, self.source, self.fresh = cache, source, fresh
+        # Of new views; of a cache's own views, the cache may also know tracks that were linked.
+        self.labels, self.cached_labels = labels_of(source, config), ()
+        if cache is not None:
+            fields = cache[cache.groups[0]].fields
+            self.cached_labels = tuple(name for name in LABELS if name in fields)
         self.device = torch.device(device)
         self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=RETRIES)
         # Enough tasks in the queue that no worker waits for the network.
@@ -232,10 +238,12 @@ class VideoViews:
         if cached_boxes:
             boxes = self._cached_boxes(part, rows, result)
         elif self.source is None:
-            boxes = [()] * len(rows)
+            boxes = [{}] * len(rows)
         else:
             try:
-                boxes = boxes_of(self.source, task.clip, result, self.steps, task.resize)
+                boxes = boxes_of(
+                    self.source, task.clip, result, self.steps, task.resize, self.labels
+                )
             except BoxesError:
                 return []
 
@@ -250,12 +258,12 @@ class VideoViews:
 
     def _cached_boxes(
         self, part: SplitViews, rows: Sequence[int], result: ClipPixels
-    ) -> list[tuple[np.ndarray, ...]]:
+    ) -> list[dict[str, np.ndarray]]:
         """The cache's boxes for the views of a result; ValueError where its views are others."""
         # The result's views may come in another order than the rows.
         row_of = {int(part.group.views[row]): row for row in rows}
         ordered = [row_of[view.number] for view in result.views]
-        names = BOXES if self.config.wants_boxes else ()
+        names = (*BOXES, *self.cached_labels) if self.config.wants_boxes else ()
         stored = part.group.batch(ordered, fields=(*ORIGIN, *names))
         for k, view in enumerate(result.views):
             crop = np.array((*view.crop, result.info.width, result.info.height), np.float32)
@@ -270,9 +278,7 @@ class VideoViews:
                         "pixels are not square; extract again, or pass --root with the videos of "
                         "the extraction"
                     )
-        if not names:
-            return [()] * len(ordered)
-        return list(zip(*[stored[name] for name in names], strict=True))
+        return [{name: stored[name][k] for name in names} for k in range(len(ordered))]
 
     def _piece(self, found: Sequence[DecodedView]) -> Piece:
         """Views of one size as tensors on the device."""
@@ -281,9 +287,10 @@ class VideoViews:
             "frames": torch.from_numpy(np.stack(pixels)),
             "flip": torch.tensor([view.flip for view in views]),
         }
-        # Without boxes the tuples are empty, and no field is added.
-        for name, arrays in zip(BOXES, zip(*boxes, strict=True), strict=False):
-            tensors[name] = torch.from_numpy(np.stack(arrays))
+        # Without boxes there is no field to add.
+        for name in boxes[0]:
+            tensor = torch.from_numpy(np.stack([fields[name] for fields in boxes]))
+            tensors[name] = tensor.long() if name in LABELS else tensor
         clips = Clips(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
         return clips, np.array(positions)
 

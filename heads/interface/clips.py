@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache.fields import FIELDS, field_of, grid_at, is_cut
+from pipeline.cache.fields import FIELDS, LABELS, field_of, grid_at, is_cut
 
 # Fields that index other tensors, or are compared with indices.
-INTEGERS = ("nearest", "similar", "grid")
+INTEGERS = ("nearest", "similar", "grid", *LABELS)
 
 
 @dataclass
@@ -29,7 +29,9 @@ class Clips:
     Attributes:
         boxes: [B,T,N,4], xyxy in [0,1] of the view's crop; padded rows are 0.
         scores: [B,T,N], objectness of the boxes.
-        valid: [B,T,N] bool, whether a row is a box.
+        valid: [B,T,N] bool, whether a row is a box. Rows without one may lie between others.
+        box_class: int64 [B,T,N], the class of each box (`Dims.box_classes`); -1 for none.
+        track: int64 [B,T,N], the object of the clip that each box is; -1 for none.
         nodes: [B,T,N,C], RoIAlign features of the boxes; invalid rows are 0.
         pooled: [B,T,C], the mean over the grid of the last cut.
         maps: by cut, [B,T,C,h,w].
@@ -45,6 +47,8 @@ class Clips:
     boxes: Tensor | None = None
     scores: Tensor | None = None
     valid: Tensor | None = None
+    box_class: Tensor | None = None
+    track: Tensor | None = None
     nodes: Tensor | None = None
     pooled: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -143,8 +147,7 @@ def clips_of(
 
     Args:
         arrays: by field or cut. "grid.CUT" becomes `grid` if CUT is the only map.
-        dtype: of floating tensors; None leaves them as they are. `nearest`, `similar` and `grid`
-            become int64.
+        dtype: of floating tensors; None leaves them as they are. `INTEGERS` become int64.
 
     Returns:
         The batch.
@@ -211,12 +214,14 @@ class Dims:
         N: boxes per step; 0 if the cache has no boxes.
         C: channels of `nodes` and `pooled`; 0 if the cache has neither.
         maps: by cut, (C, h, w) of the training views. Test views may have a wider grid.
+        box_classes: how many classes boxes have; 0 if the cache does not know them.
     """
 
     T: int
     N: int = 0
     C: int = 0
     maps: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    box_classes: int = 0
 
     def require(self, head: str, *names: str) -> None:
         """Check that views of these sizes can hold what a head needs.
@@ -235,6 +240,8 @@ class Dims:
                 present = name in self.maps
             else:
                 present = all(axes.get(axis, 1) > 0 for axis in FIELDS[name].dims)
+                if name == "box_class":
+                    present = present and self.box_classes > 0
             if not present:
                 missing.append(name)
         if missing:
@@ -242,20 +249,26 @@ class Dims:
 
     def as_dict(self) -> dict:
         """Return plain lists and numbers for a checkpoint; `dims_from` reads them."""
-        return {**asdict(self), "maps": {cut: list(size) for cut, size in self.maps.items()}}
+        record = {**asdict(self), "maps": {cut: list(size) for cut, size in self.maps.items()}}
+        # Checkpoints without classes of boxes stay as they were before there were any.
+        if not self.box_classes:
+            del record["box_classes"]
+        return record
 
 
 def dims_from(record: Mapping) -> Dims:
     """Read what `Dims.as_dict` returned.
 
     Args:
-        record: {"T": int, "N": int, "C": int, "maps": {cut: [C, h, w]}}.
+        record: {"T": int, "N": int, "C": int, "maps": {cut: [C, h, w]}}, and "box_classes" where
+            boxes have classes.
 
     Returns:
         The sizes.
     """
     maps = {cut: tuple(map(int, size)) for cut, size in record["maps"].items()}
-    return Dims(int(record["T"]), int(record["N"]), int(record["C"]), maps)
+    box_classes = int(record.get("box_classes", 0))
+    return Dims(int(record["T"]), int(record["N"]), int(record["C"]), maps, box_classes)
 
 
 def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput, MissingFields, clips_of
-from pipeline.cache.fields import field_of, is_cut
+from pipeline.cache.fields import LABELS, field_of, is_cut
 from pipeline.plugins import ContractBroken, require
 
-DIMS = Dims(T=8, N=3, C=8, maps={"res5": (8, 5, 5), "res4.0": (32, 5, 5)})
+DIMS = Dims(T=8, N=3, C=8, maps={"res5": (8, 5, 5), "res4.0": (32, 5, 5)}, box_classes=4)
 CLASSES = 6
 VIEWS = 3
 FEATURES = ("nodes", "pooled")  # and maps: what gradients must reach
@@ -110,6 +110,7 @@ def random_clips(
             "boxes": boxes,
             "scores": scores,
             "valid": valid,
+            **_random_labels(valid, dims, seed),
             "nodes": nodes,
             "pooled": pooled,
             **maps,
@@ -121,6 +122,15 @@ def random_clips(
         },
         dtype,
     )
+
+
+def _random_labels(valid: Tensor, dims: Dims, seed: int) -> dict[str, Tensor]:
+    """A class for every box, and its row as its object; -1 in padded rows."""
+    # A generator of its own: the other fields' values do not depend on labels.
+    g = torch.Generator().manual_seed(seed)
+    classes = torch.randint(0, max(dims.box_classes, 1), valid.shape, generator=g)
+    rows = torch.arange(valid.shape[-1]).expand(valid.shape)
+    return {"box_class": classes.where(valid, -1), "track": rows.where(valid, -1)}
 
 
 def wider(clips: Clips) -> Clips:
@@ -221,6 +231,8 @@ def padded_nodes_never_matter(case: HeadCase) -> None:
     clips.nodes[padded] = 1e3
     clips.boxes[padded] = clips.boxes.new_tensor([0.1, 0.1, 0.9, 0.9])
     clips.scores[padded] = 1.0
+    clips.box_class[padded] = 0
+    clips.track[padded] = 0
     _require_close(head(clips).logits, before, "other values in padded rows", 1e-7, 1e-7)
 
 
@@ -234,6 +246,8 @@ def more_padding_never_matters(case: HeadCase) -> None:
     wide = clips.tensors()
     for name in ("boxes", "scores", "valid", "nodes"):
         wide[name] = torch.cat([wide[name], torch.zeros_like(wide[name][:, :, :2])], 2)
+    for name in LABELS:
+        wide[name] = torch.cat([wide[name], torch.full_like(wide[name][:, :, :2], -1)], 2)
     if set(graphs) & set(head.needs):
         return  # graphs of more nodes are other graphs
     after = logits_or_refusal(head, clips_of(wide, None))
@@ -250,6 +264,8 @@ def views_without_boxes(case: HeadCase) -> None:
     clips.valid[1] = False
     clips.nodes[~clips.valid] = 0
     clips.boxes[~clips.valid] = 0
+    for name in LABELS:
+        clips.get(name)[~clips.valid] = -1
     logits = head(clips).logits
     logits.square().sum().backward()
     _require_logits(logits, clips.size)
@@ -337,7 +353,8 @@ def dims_without_needs_are_refused(case: HeadCase) -> None:
     nothing = Dims(T=4)
     no_boxes = replace(case.dims, N=0)
     no_maps = replace(case.dims, maps={})
-    for dims in (nothing, no_boxes, no_maps):
+    no_classes = replace(case.dims, box_classes=0)
+    for dims in (nothing, no_boxes, no_maps, no_classes):
         try:
             dims.require("it", *needs)
         except MissingFields as error:

@@ -72,7 +72,15 @@ _ROWS = (
         "x1 y1 x2 y2 in [0,1] of the view's crop; padded rows are 0",
     ),
     Field("scores", ("T", "N"), "float32", "objectness; padded rows are 0"),
+    # Caches whose objects keep their slots have gaps. The text stays: it is part of the file.
     Field("valid", ("T", "N"), "bool", "whether the row is a box; valid rows come first"),
+    Field(
+        "box_class",
+        ("T", "N"),
+        "int16",
+        "number of the box's class, a position in box_classes of cache.json; -1 for none",
+    ),
+    Field("track", ("T", "N"), "int32", "number of the object in its clip; -1 for none"),
     Field("nodes", ("T", "N", "C"), "feature", "RoIAlign of the last cut; invalid rows are 0"),
     Field("iou", ("T-1", "N", "N"), "float32", "IoU of box i at t with box j at t+1", "graphs"),
     Field(
@@ -93,6 +101,9 @@ _ROWS = (
 )
 
 FIELDS = {row.name: row for row in _ROWS}
+
+# What a source of boxes may say of a box beside where it is: -1 is the value for "nothing".
+LABELS = ("box_class", "track")
 
 # These datasets say which rows a group has. Every row has them, whether its clip failed or not.
 ROW_KEYS = ("clip", "view", "ok")

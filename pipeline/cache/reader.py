@@ -122,6 +122,11 @@ class Cache:
         kept = tuple(clip for clip in self.stored.clips if clip.clip not in removed)
         return replace(self.stored, clips=kept)
 
+    @property
+    def box_classes(self) -> tuple[str, ...]:
+        """The names of the boxes' classes by their numbers in `box_class`; () without classes."""
+        return tuple(self.config.get("box_classes", ()))
+
     @cached_property
     def shards(self) -> Shards:
         """Which shard holds which clips, and where its files are."""

@@ -85,7 +85,8 @@ STATISTICS = {
     "failures?": [FAILURE],
     "warnings?": [{"clip": str, "message": str}],
     "videos?": [str],
-    "options?": {"which": [str], "neighbours": int},
+    "boxes?": {"views": int, "steps": int, "empty_views": int, "empty_steps": int},
+    "options?": {"which": [str], "neighbours": int, "tracks?": bool},
     "sources?": [str],
     "asked?": dict,
     "batch?": int,
@@ -103,6 +104,7 @@ CONFIG = {
     "dtype?": OneOf("float16", "float32"),
     "precision?": OneOf("fp32", "tf32", "bf16", "fp16"),
     "sampling?": {"train_views?": int},
+    "box_classes?": [str],
 }
 # What was planned together: `pipeline.cache.parts.Part`.
 PART = {

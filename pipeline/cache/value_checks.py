@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from pipeline.cache.fields import LABELS
 from pipeline.cache.shard_writer import all_finite
 
 
@@ -34,11 +35,18 @@ def wrong_values(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
 
     if "valid" in tensors:
         valid = tensors["valid"]
-        if (valid[..., 1:] & ~valid[..., :-1]).any():
+        # Objects with tracks may keep their slots: an absent one leaves a gap.
+        if "track" not in tensors and (valid[..., 1:] & ~valid[..., :-1]).any():
             yield "valid has a box after a row that is none"
         for name in ("boxes", "scores", "nodes"):
             if name in tensors and tensors[name][~valid].any():
                 yield f"{name} is not 0 where there is no box"
+        for name in LABELS:
+            if name in tensors and (tensors[name][~valid] != -1).any():
+                yield f"{name} is not -1 where there is no box"
+    for name in LABELS:
+        if name in tensors and (tensors[name] < -1).any():
+            yield f"{name} has values below -1"
 
 
 def _limits(tensors: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from pipeline.workers.decode_pool import WorkerPool
 
 # Videos that a worker process writes before it reports.
 PER_MESSAGE = 50
-# Boxes are fractions of the frame, 0 to 1.
-BOX_COLUMNS = ("clip", "frame", "x1", "y1", "x2", "y2")
+# Boxes are fractions of the frame, 0 to 1; a digit keeps its track.
+BOX_COLUMNS = ("clip", "frame", "x1", "y1", "x2", "y2", "class", "track")
 
 
 def write_dataset(
@@ -69,7 +69,8 @@ def write_dataset(
         for split, index, made in _write_all(_Job(out, task, tiles, seed, fps), splits, workers):
             clip = f"{split}-{index:05d}"
             for frame, boxes in enumerate((made.boxes / task.size).tolist()):
-                table.writerows((clip, frame, *box) for box in boxes)
+                for track, (digit, box) in enumerate(zip(made.classes, boxes, strict=True)):
+                    table.writerow((clip, frame, *box, digit, track))
             rows.append(
                 {
                     "clip": clip,

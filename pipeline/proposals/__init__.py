@@ -19,16 +19,37 @@ A source is an object with
   [K,N,4] xyxy and scores [K,N], best first. Rows after the last box have score -1 and a box of
   zeros. A `BoxesError` fails that clip, and the run continues.
 
+A source that also knows classes, or which box is the same object at another time, has
+
+- `labels`: the fields that it gives, of `LABELS`: "box_class" (whole numbers), "track" (one number
+  per object of a clip), or both;
+- `class_names`: the names of the classes by their numbers; () without classes;
+- `propose_labelled(frames, clip, info, numbers)`: boxes and scores as `propose`, and a dictionary
+  with an array [K,N] of whole numbers for each of `labels`, -1 for none;
+- `slots`, if every object keeps its row: rows of `propose_labelled` may then be empty between
+  others, and scores need not fall.
+
 Files whose names start with "_" are shared code. Sources of other packages and files are found too
 (see `pipeline.plugins`). docs/adding_a_source_of_boxes.md shows how to add one.
 """
 
 import inspect
+from collections.abc import Sequence
+
+import numpy as np
 
 from pipeline.plugins import PROPOSALS, display_name, is_known, known_names, load_build
 from pipeline.text.suggestions import nearest
 
-__all__ = ["BoxesError", "MissingBoxes", "build_proposals", "proposal_names"]
+__all__ = [
+    "LABELS",
+    "BoxesError",
+    "MissingBoxes",
+    "build_proposals",
+    "labels_in_columns",
+    "proposal_names",
+    "with_underscores",
+]
 
 # Options that have another name on the command line.
 _FLAGS = {
@@ -36,7 +57,12 @@ _FLAGS = {
     "size": "--proposal-size",
     "file": "--annotations",
     "weights": "--proposal-weights",
+    "nearest": "--nearest-boxes",
 }
+
+
+# The fields that a source may give beside boxes and scores.
+LABELS = ("box_class", "track")
 
 
 class BoxesError(ValueError):
@@ -69,6 +95,12 @@ def proposal_names() -> tuple[str, ...]:
     return known_names(PROPOSALS)
 
 
+def with_underscores(name: str) -> str:
+    """Return the name of a source as its module is called: torchvision-detector has underscores."""
+    other = name.replace("-", "_")
+    return other if other in proposal_names() else name
+
+
 def build_proposals(name: str, **options):
     """Build a source of boxes, on the CPU.
 
@@ -83,6 +115,7 @@ def build_proposals(name: str, **options):
         ValueError: unknown source or option (with the nearest names), a missing option, or a bad
             value.
     """
+    name = with_underscores(name)
     if not is_known(PROPOSALS, name):
         raise ValueError(
             f"proposals {name!r}: no such source of boxes; {nearest(name, proposal_names())}"
@@ -106,6 +139,22 @@ def build_proposals(name: str, **options):
             f"expected an object with `propose`"
         )
     return source
+
+
+def labels_in_columns(found: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the labels of boxes that `launch` of a source gave.
+
+    Args:
+        found: float32 [K,N,5+L]: the box, its score, and a column for each label.
+        labels: the L names, in the order of the columns.
+
+    Returns:
+        Name -> int32 [K,N].
+    """
+    columns = {}
+    for k, name in enumerate(labels):
+        columns[name] = found[..., 5 + k].astype(np.int32)
+    return columns
 
 
 def _with_flag(option: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.plugins import require
+from pipeline.proposals import LABELS
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,32 @@ def boxes_are_xyxy_in_range(case: SourceCase) -> None:
         require(ordered, "a box has its right or lower edge before the left or upper one: not xyxy")
 
 
+def labels_belong_to_boxes(case: SourceCase) -> None:
+    """A source with labels names them, and gives whole numbers [K,N] that fit its classes: -1 where
+    no box is. One without has nothing to show."""
+    source = case.source
+    labels = tuple(getattr(source, "labels", ()))
+    if not labels:
+        return
+    require(set(labels) <= set(LABELS), f"labels are {labels}, expected some of {LABELS}")
+    asked = (case.frames(), case.clip, case.info, tuple(case.numbers))
+    boxes, scores, known = source.propose_labelled(*asked)
+    require(set(known) == set(labels), f"it gives {sorted(known)}, its labels are {labels}")
+    wanted = (len(case.numbers), source.num_boxes)
+    require(boxes.shape == (*wanted, 4), f"boxes have the shape {list(boxes.shape)}")
+    require(not boxes[scores < 0].any(), "a row with score -1 has a box that is not zeros")
+    for name, values in known.items():
+        require(values.shape == wanted, f"{name} has the shape {list(values.shape)}")
+        require(values.dtype.kind == "i", f"{name} are {values.dtype}, expected whole numbers")
+        require(bool((values >= -1).all()), f"{name} has values below -1")
+        require(bool((values[scores < 0] == -1).all()), f"{name} is not -1 where no box is")
+    if "box_class" in labels:
+        names = source.class_names
+        all_text = all(isinstance(name, str) for name in names)
+        require(all_text and len(set(names)) == len(names), f"class_names are {names!r}")
+        require(bool((known["box_class"] < len(names)).all()), "a class has no name")
+
+
 def best_first_then_empty_rows(case: SourceCase) -> None:
     """Scores fall; rows after the last box have score -1 and a box of zeros, also in frames that
     have no box at all."""
@@ -110,6 +137,7 @@ CHECKS: dict[str, Callable[[SourceCase], None]] = {
         boxes_have_their_shape,
         boxes_are_xyxy_in_range,
         best_first_then_empty_rows,
+        labels_belong_to_boxes,
         asked_again_gives_the_same,
     )
 }

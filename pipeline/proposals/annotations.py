@@ -1,17 +1,10 @@
-"""Boxes from a file: Something-Else's JSON, GOS's JSON, or our CSV. The content tells which.
+"""Boxes from a file: annotations, or what a detector or tracker wrote. The content tells the format
+(`pipeline.box_files`, and the table in docs/stages.md).
 
-Something-Else   {clip: [{"labels": [{"box2d": {"x1": .., "y1": .., "x2": .., "y2": ..},
-                 "standard_category": ".."}, ..]}, ..]}, in pixels. Within a frame, objects come by
-                 category and hands last (the order of STIN's slots).
-GOS              {clip: [[[x1, y1, x2, y2], ..], ..]}, in [0,1] of the frame, in the file's order.
-CSV              a header with clip, frame, x1, y1, x2, y2 and, if wanted, score; one row per box;
-                 other columns are ignored. Numbers are pixels of the upright frame, or in [0,1] of
-                 it if none in the file is above 1.5. Boxes come by falling score, else in the
-                 file's order.
-
-Entry k of a clip's list, and frame k of the CSV, is frame k of the video file, counted from 0. In
-a folder whose pictures count from 1 it is picture k+1. A frame without an entry, or after the end
-of the list, has no boxes. A score that is not given is 1.
+A frame k is frame k of the video file, counted from 0. In a folder whose pictures count from 1 it
+is picture k+1. A second s is the frame that begins next to it, by the video's frame rate. A frame
+without an entry, or after the end of the list, has no boxes, but for `nearest`. A score that is
+not given is 1.
 
 A box may reach beyond the right or lower edge by a tenth of the frame's side (rounding, a
 detector's overhang), and is clipped. One that reaches further fails its clip: it was probably
@@ -20,28 +13,15 @@ never reach beyond the left or upper edge. Where one does, boxes of the clip may
 right and lower edge by twice as much, up to half the side.
 """
 
-import csv
-import hashlib
-import io
-import json
-import math
-import re
-from array import array
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.files.regular_files import opened
+from pipeline.box_files.formats import FORMATS, BoxTable, read_boxes
+from pipeline.box_files.names import short_name
+from pipeline.box_files.table import UNITS, ClipBoxes, ReadOptions
 from pipeline.proposals import BoxesError, MissingBoxes
-from pipeline.text import text_files as texts
-
-SUFFIXES = (".json", ".csv")
-UNITS = ("pixels", "fraction")
-CORNERS = ("x1", "y1", "x2", "y2")
-COLUMNS = ("clip", "frame", *CORNERS)
 
 # Parts of the frame's side. A corner further outside than this was measured in another frame.
 OUTSIDE = 0.5
@@ -49,36 +29,18 @@ OUTSIDE = 0.5
 OVERHANG = 0.1
 # Boxes may reach beyond the right and lower edge this many times as far as beyond the others.
 BOTH_WAYS = 2
-
-_GAP = re.compile(r"[ \t\n\r]*")
-
-
-@dataclass(frozen=True)
-class ClipBoxes:
-    """One clip's boxes as they were written.
-
-    Attributes:
-        frames: [M] frame numbers in the file, ascending.
-        boxes: [M,4] xyxy.
-        scores: [M].
-        unit: "pixels" or "fraction" (of the frame).
-    """
-
-    frames: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    unit: str
+KEYS = ("clip", "stem")
+CLASSES = ("role", "category")
 
 
 class Annotations:
     """The first N boxes of each frame, by score where there are scores.
 
     Args:
-        files: JSON and CSV files, read once.
-        num_boxes, key, unit, annotated_height, allow_missing, overhang: see `build`.
-
-    Raises:
-        ValueError: a file cannot be read, or two of them list one clip.
+        path: the file or folder, for messages.
+        table: the boxes of all clips.
+        num_boxes, key, unit, annotated_height, annotated_width, allow_missing, overhang, nearest:
+            see `build`.
     """
 
     frame_size = None
@@ -86,31 +48,34 @@ class Annotations:
 
     def __init__(
         self,
-        files: list[Path],
+        path: Path,
+        table: BoxTable,
         num_boxes: int,
         key: str,
         unit: str,
         annotated_height: int,
+        annotated_width: int,
         allow_missing: bool,
-        overhang: float = OVERHANG,
+        overhang: float,
+        nearest: float,
     ):
+        self.where, self.table, self.clips = path, table, table.clips
         self.num_boxes, self.key, self.unit = num_boxes, key, unit
-        self.annotated_height = annotated_height
-        self.allow_missing, self.overhang = allow_missing, overhang
-        self.where = files[0] if len(files) == 1 else files[0].parent
-        self.clips: dict[str, ClipBoxes | str] = {}
-        # One checksum over all files: it stands for these boxes in a cache's fingerprint.
-        digest = hashlib.sha256()
-        for file in files:
-            read = _csv_clips if file.suffix == ".csv" else _json_clips
-            for clip, boxes in read(file, _text_of(file, digest)):
-                if clip in self.clips:
-                    raise ValueError(
-                        f"{file}: clip {clip!r} is listed twice; expected once in all files "
-                        f"together"
-                    )
-                self.clips[clip] = boxes
-        self.weights_sha256 = digest.hexdigest()
+        self.annotated_height, self.annotated_width = annotated_height, annotated_width
+        self.allow_missing, self.overhang, self.nearest = allow_missing, overhang, nearest
+        self.weights_sha256, self.slots = table.sha256, table.slots
+        self.class_names = table.class_names
+
+        known = [boxes for boxes in self.clips.values() if isinstance(boxes, ClipBoxes)]
+        self.labels: tuple[str, ...] = ()
+        if any(boxes.classes is not None for boxes in known):
+            self.labels += ("box_class",)
+        if any(boxes.tracks is not None for boxes in known):
+            self.labels += ("track",)
+        # Files that list pictures know clips by their folders.
+        self.short_names: dict[str, list[str]] = {}
+        for name in self.clips:
+            self.short_names.setdefault(short_name(name), []).append(name)
 
     def to(self, device, precision: str = "fp32") -> "Annotations":
         """Return itself: the boxes are read, not computed."""
@@ -127,28 +92,104 @@ class Annotations:
             MissingBoxes: the clip is not listed, and `allow_missing` is not set.
             BoxesError: the clip's entry is malformed.
         """
-        boxes = np.zeros((len(numbers), self.num_boxes, 4), dtype=np.float32)
-        scores = np.full((len(numbers), self.num_boxes), -1, dtype=np.float32)
+        boxes, scores, _ = self._look_up(clip, info, numbers, slots=False)
+        return boxes, scores
+
+    def propose_labelled(
+        self, frames, clip, info, numbers
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Look up the boxes of some frames with their classes and tracks.
+
+        Where objects have slots, object k is in row k of every frame, or in none.
+
+        Returns:
+            boxes and scores as `propose`, and label -> int32 [K,N], -1 for none.
+
+        Raises:
+            MissingBoxes, BoxesError: as `propose`.
+        """
+        return self._look_up(clip, info, numbers, self.slots)
+
+    def _look_up(
+        self, clip, info, numbers, slots: bool
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        shape = (len(numbers), self.num_boxes)
+        boxes = np.zeros((*shape, 4), dtype=np.float32)
+        scores = np.full(shape, -1, dtype=np.float32)
+        labels = {name: np.full(shape, -1, np.int32) for name in self.labels}
+        listed = self._listed(clip)
+        if listed is None:
+            return boxes, scores, labels
+
+        whole = self._fractions(listed, clip.clip, info)
+        known = self._labels_of(listed)
+        frames, annotated = self._frame_numbers(listed, clip.clip, info)
+        for row, number in enumerate(numbers):
+            number = self._nearest_to(number, annotated, info)
+            first, end = np.searchsorted(frames, (number, number + 1))
+            found = np.arange(first, end)
+            if slots:
+                found = found[listed.tracks[first:end] < self.num_boxes]
+                places = listed.tracks[found]
+            else:
+                # Stable: boxes of equal score stay in the file's order.
+                order = np.argsort(-listed.scores[first:end], kind="stable")
+                found = first + order[: self.num_boxes]
+                places = np.arange(len(found))
+            boxes[row, places], scores[row, places] = whole[found], listed.scores[found]
+            for name, values in known.items():
+                labels[name][row, places] = values[found]
+        return boxes, scores, labels
+
+    def _listed(self, clip) -> ClipBoxes | None:
+        """What the file says of a clip; None if that may be nothing."""
         name = self._name_of(clip)
         listed = self.clips.get(name)
         if listed is None:
             if self.allow_missing:
-                return boxes, scores
+                return None
             hint = (
                 "add it, choose the key (clip or stem) by which it is listed, or set allow_missing"
             )
             raise MissingBoxes(clip.clip, self.where, f"no boxes under {name!r}; {hint}")
         if isinstance(listed, str):
             raise BoxesError(clip.clip, self.where, listed)
+        return listed
 
-        whole = self._fractions(listed, clip.clip, info)
-        for row, number in enumerate(numbers):
-            first, end = np.searchsorted(listed.frames, (number, number + 1))
-            # Stable: boxes of equal score stay in the file's order.
-            order = np.argsort(-listed.scores[first:end], kind="stable")
-            best = first + order[: self.num_boxes]
-            boxes[row, : len(best)], scores[row, : len(best)] = whole[best], listed.scores[best]
-        return boxes, scores
+    def _labels_of(self, listed: ClipBoxes) -> dict[str, np.ndarray]:
+        """Label -> [M], as far as the clip's boxes have them."""
+        known = {}
+        if listed.classes is not None:
+            # A class of -1 picks the last entry, which is -1.
+            known["box_class"] = np.append(self.table.renumber, -1)[listed.classes]
+        if listed.tracks is not None:
+            known["track"] = listed.tracks
+        return known
+
+    def _frame_numbers(self, listed: ClipBoxes, clip: str, info) -> tuple[np.ndarray, np.ndarray]:
+        """The frame of each box, and every frame that was looked at, as numbers in the file."""
+        if not listed.seconds:
+            return listed.frames, listed.annotated
+        if not info.fps > 0:
+            raise BoxesError(
+                clip,
+                self.where,
+                "its boxes are told by the second, and the video's frame rate is not known; give "
+                "it in the manifest's column fps",
+            )
+        frames = np.rint(listed.frames * info.fps).astype(np.int64)
+        return frames, np.unique(np.rint(listed.annotated * info.fps).astype(np.int64))
+
+    def _nearest_to(self, number: int, annotated: np.ndarray, info) -> int:
+        """The frame whose boxes stand for a frame; the earlier one of two that are equally near."""
+        if not self.nearest or not len(annotated):
+            return number
+        at = int(np.searchsorted(annotated, number))
+        around = annotated[max(0, at - 1) : at + 1]
+        best = int(around[np.argmin(np.abs(around - number))])
+        # A rate that is not known makes no frame near.
+        limit = self.nearest * info.fps if info.fps > 0 else 0
+        return best if abs(best - number) <= limit + 1e-6 else number
 
     def remark(self, clip, info, numbers) -> str:
         """Say what looks wrong with a clip's boxes although they can be used.
@@ -162,16 +203,20 @@ class Annotations:
             One line; "" if nothing looks wrong.
         """
         listed = self.clips.get(self._name_of(clip))
-        if not isinstance(listed, ClipBoxes) or not len(listed.frames):
+        if not isinstance(listed, ClipBoxes):
             return ""
-        annotated = np.unique(listed.frames)
-        asked = np.isin(listed.frames, np.asarray(numbers))
+        if not len(listed.frames):
+            return "no box: it is listed, and none of its frames has a box"
+        frames, annotated = self._frame_numbers(listed, clip.clip, info)
+        meant = [self._nearest_to(number, annotated, info) for number in numbers]
+        with_boxes, asked = np.unique(frames), np.isin(frames, meant)
         if not asked.any():
-            some = ", ".join(map(str, annotated[:3].tolist())) + ", …" * (len(annotated) > 3)
+            some = ", ".join(map(str, with_boxes[:3].tolist())) + ", …" * (len(with_boxes) > 3)
             return (
-                f"no box: none of its {len(annotated):,} frames with boxes ({some}) is one of the "
+                f"no box: none of its {len(with_boxes):,} frames with boxes ({some}) is one of the "
                 f"{len(numbers):,} that are looked at; give boxes for every frame (interpolate "
-                f"them), or count frames as the video does, from 0"
+                f"them), take those of the nearest frame (--nearest-boxes SECONDS), or count "
+                f"frames as the video does, from 0"
             )
 
         boxes = listed.boxes[asked]
@@ -181,8 +226,13 @@ class Annotations:
                 f"{boxes[0].round(3).tolist()}; expected corners x1, y1, x2, y2, not width and "
                 f"height"
             )
+        if self.slots and listed.objects > self.num_boxes:
+            return (
+                f"has {listed.objects} objects, and {self.num_boxes} slots: the boxes of the last "
+                f"ones are left out; pass --boxes {listed.objects}"
+            )
 
-        end, last = info.first + info.frames, int(annotated[-1])
+        end, last = info.first + info.frames, int(with_boxes[-1])
         # A clip that the manifest cuts short leaves boxes after its end.
         if getattr(clip, "end", None) is None and last >= end + max(2, end // 20):
             return (
@@ -193,7 +243,13 @@ class Annotations:
 
     def _name_of(self, clip) -> str:
         """The name under which the file lists a clip."""
-        return clip.clip if self.key == "clip" else Path(clip.path).stem
+        name = clip.clip if self.key == "clip" else Path(clip.path).stem
+        if name not in self.clips:
+            # Only one clip can be meant: two of a name in other folders are not told apart.
+            alike = self.short_names.get(short_name(name), ())
+            if len(alike) == 1:
+                return alike[0]
+        return name
 
     def _fractions(self, listed: ClipBoxes, clip: str, info) -> np.ndarray:
         """Boxes [M,4] in [0,1] of the frame, clipped. BoxesError where a corner is far outside:
@@ -203,7 +259,9 @@ class Annotations:
         whole = listed.boxes.astype(np.float64)
         if unit == "pixels":
             scale = info.height / self.annotated_height if self.annotated_height else 1.0
-            whole = whole * scale / [info.width, info.height, info.width, info.height]
+            across = info.width / self.annotated_width if self.annotated_width else scale
+            whole = whole * [across, scale, across, scale]
+            whole = whole / [info.width, info.height, info.width, info.height]
 
         left = max(0.0, -whole.min()) if len(whole) else 0.0
         both_ways = BOTH_WAYS * left * (1 + 1e-6)  # boxes are kept in float32
@@ -214,10 +272,11 @@ class Annotations:
             scaled = ""
             if self.annotated_height:
                 scaled = f", scaled from the height {self.annotated_height},"
+            place = "second" if listed.seconds else "frame"
             raise BoxesError(
                 clip,
                 self.where,
-                f"frame {listed.frames[far[0]]}: box {box} ({unit}){scaled} lies outside a frame "
+                f"{place} {listed.frames[far[0]]}: box {box} ({unit}){scaled} lies outside a frame "
                 f"of {info.width}x{info.height} pixels; give the height of the frames it was "
                 "measured in (--set proposal_options.annotated_height=HEIGHT), or say unit, or "
                 "overhang if boxes stick out",
@@ -231,220 +290,98 @@ def build(
     key: str = "clip",
     unit: str = "",
     annotated_height: int = 0,
+    annotated_width: int = 0,
     allow_missing: bool = False,
     overhang: float = OVERHANG,
+    nearest: float = 0.0,
+    format: str = "",
+    count_from: int | None = None,
+    class_names: Sequence[str] | str = (),
+    classes: str = "role",
+    images: str = "",
 ) -> Annotations:
     """Build the source "annotations".
 
     Args:
-        file: a .json or .csv file, or a folder of them (Something-Else comes in parts).
+        file: a file of boxes, or a folder of them (Something-Else comes in parts).
         num_boxes: N, the first of each frame.
         key: clips are listed by their id ("clip"), or by the name of their file or folder without
             its ending ("stem").
-        unit: "pixels" or "fraction" (of the frame); "" as the top of this file says.
+        unit: "pixels" or "fraction" (of the frame); "" as the file's format says.
         annotated_height: height in pixels of the frames in which pixels were measured, where that
             is not the video's; 0 is the video's. Something-Else: 240, while its frames are often
             extracted at 256.
+        annotated_width: their width, where frames were stretched; 0 follows the height.
         allow_missing: a clip that is not listed has no boxes, instead of failing.
         overhang: part of the frame's side by which a box may stick out to the right or below. It
             is clipped; one that sticks out further fails its clip.
+        nearest: seconds. A frame that nobody looked at takes the boxes of the nearest frame that
+            somebody did, if that is no further away; 0 for none.
+        format: the name of the file's format; "" lets the content tell.
+        count_from: the number of a clip's first frame in files that number pictures, 0 or 1; None
+            is 0 if any clip has a frame 0, else 1 (1 in MOT and Action Genome).
+        class_names: names of classes that a file numbers (YOLO, MOT, supervision), in order.
+        classes: of Something-Else: "role" (hand or object) or "category" (the objects' names).
+        images: the COCO file that lists the images of a file of results.
 
     Raises:
         ValueError: a bad value, or a file that cannot be read, with the place. A malformed JSON
-            entry of one clip fails that clip only.
+            entry of one clip of Something-Else or GOS fails that clip only.
     """
+    _check_numbers(num_boxes, annotated_height, annotated_width)
+    _check_part("overhang", overhang, OUTSIDE)
+    _check_part("nearest", nearest, float("inf"))
+    for name, value, choices in (
+        ("key", key, KEYS),
+        ("unit", unit, ("", *UNITS)),
+        ("format", format, ("", *FORMATS)),
+        ("classes", classes, CLASSES),
+        ("count_from", count_from, (None, 0, 1)),
+    ):
+        if value not in choices or isinstance(value, bool):
+            expected = ", ".join(str(choice) for choice in choices if choice not in ("", None))
+            raise ValueError(
+                f"proposals 'annotations': {name}={value!r}; expected one of {expected}"
+            )
+    if isinstance(class_names, str):
+        class_names = [name.strip() for name in class_names.split(",") if name.strip()]
+    options = ReadOptions(
+        format,
+        count_from,
+        tuple(map(str, class_names)),
+        classes,
+        Path(images) if images else None,
+    )
+    return Annotations(
+        Path(file),
+        read_boxes(file, options),
+        num_boxes,
+        key,
+        unit,
+        annotated_height,
+        annotated_width,
+        allow_missing,
+        overhang,
+        nearest,
+    )
+
+
+def _check_numbers(num_boxes: int, annotated_height: int, annotated_width: int) -> None:
     for name, value, least in (
         ("num_boxes", num_boxes, 1),
         ("annotated_height", annotated_height, 0),
+        ("annotated_width", annotated_width, 0),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(
                 f"proposals 'annotations': {name}={value!r}; expected a whole number from {least}"
             )
-    is_number = isinstance(overhang, (int, float)) and not isinstance(overhang, bool)
-    if not is_number or not 0 <= overhang <= OUTSIDE:
+
+
+def _check_part(name: str, value: float, most: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most or value == float("inf"):
+        upto = "" if most == float("inf") else f" to {most}"
         raise ValueError(
-            f"proposals 'annotations': overhang={overhang!r}; expected a number from 0 to {OUTSIDE}"
+            f"proposals 'annotations': {name}={value!r}; expected a number from 0{upto}"
         )
-    for name, value, choices in (("key", key, ("clip", "stem")), ("unit", unit, ("", *UNITS))):
-        if value not in choices:
-            expected = ", ".join(filter(None, choices))
-            raise ValueError(
-                f"proposals 'annotations': {name}={value!r}; expected one of {expected}"
-            )
-
-    path = Path(file)
-    files = [path]
-    if path.is_dir():
-        files = sorted(found for found in path.iterdir() if found.suffix in SUFFIXES)
-    if not files or files[0].suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a .json or .csv file of boxes, or a folder of them")
-    return Annotations(files, num_boxes, key, unit, annotated_height, allow_missing, overhang)
-
-
-def _text_of(path: Path, digest) -> str:
-    """The text of a file, whose bytes go into `digest`."""
-    try:
-        with opened(path) as file:
-            data = file.readall()
-        digest.update(data)
-        return texts.decoded(data, path, "a text file of boxes")
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); expected a file of boxes"
-        ) from error
-
-
-def _json_clips(path: Path, text: str) -> Iterator[tuple[str, "ClipBoxes | str"]]:
-    """Every clip of a JSON file with its boxes, or with what is wrong with them. ValueError where
-    the file is no JSON object.
-    """
-    # One member at a time: all of Something-Else as Python objects would need tens of gigabytes.
-    decode = json.JSONDecoder().raw_decode
-    try:
-        at = _past("{", text, _GAP.match(text).end())
-        more = not text.startswith("}", at)
-        while more:
-            start = at
-            clip, at = decode(text, at)
-            if not isinstance(clip, str):
-                raise json.JSONDecodeError("no clip id in quotes here", text, start)
-            at = _past(":", text, _GAP.match(text, at).end())
-            entries, at = decode(text, at)
-            yield clip, _compact(entries)
-            at = _GAP.match(text, at).end()
-            more = text.startswith(",", at)
-            if more:
-                at = _past(",", text, at)
-        at = _past("}", text, at)
-        if at != len(text):
-            raise json.JSONDecodeError("more after the end of the object", text, at)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(
-            f"{path}: {place}: {error.msg}; expected JSON, one object of clips"
-        ) from error
-    except RecursionError as error:
-        raise ValueError(
-            f"{path}: nested too deeply; expected JSON, one object of clips"
-        ) from error
-
-
-def _past(symbol: str, text: str, at: int) -> int:
-    """The place after `symbol`, which must be at `at`, and the white space behind it."""
-    if not text.startswith(symbol, at):
-        raise json.JSONDecodeError(f"no {symbol!r} here", text, at)
-    return _GAP.match(text, at + 1).end()
-
-
-def _compact(entries) -> "ClipBoxes | str":
-    """One clip's JSON value as arrays, or one line that says what is wrong with it."""
-    if not isinstance(entries, list):
-        return f"expected a list with one entry per frame, got {type(entries).__name__}"
-    objects = any(isinstance(entry, dict) for entry in entries)
-    frames, rows = array("i"), []
-    for frame, entry in enumerate(entries):
-        try:
-            found = _labelled(entry) if objects else list(entry)
-        except (KeyError, TypeError, AttributeError) as error:
-            shape = "a list of boxes [x1, y1, x2, y2]"
-            if objects:
-                shape = "labels, each with box2d of x1, y1, x2, y2"
-            return f"frame {frame}: expected {shape} ({type(error).__name__}: {error})"
-        frames.extend([frame] * len(found))
-        rows.extend(found)
-    boxes = _numbers(rows)
-    if boxes is None:
-        bad = 0
-        while _numbers([rows[bad]]) is not None:
-            bad += 1
-        return (
-            f"frame {frames[bad]}: expected a box of four numbers with x1 <= x2 and y1 <= y2, got "
-            f"{str(rows[bad])[:80]}"
-        )
-    scores = np.ones(len(boxes), dtype=np.float32)
-    unit = "pixels" if objects else "fraction"
-    return ClipBoxes(np.array(frames, dtype=np.int32), boxes, scores, unit)
-
-
-def _labelled(entry: dict) -> list[list[float]]:
-    """The boxes of a frame of Something-Else, objects by category first, hands last."""
-    # As text: "0000" < "0001" < "hand".
-    labels = sorted(entry["labels"], key=lambda label: str(label.get("standard_category", "")))
-    boxes = []
-    for label in labels:
-        box = label["box2d"]
-        boxes.append([box[corner] for corner in CORNERS])
-    return boxes
-
-
-def _numbers(rows: list) -> np.ndarray | None:
-    """Rows of four finite numbers, none of them turned inside out, as float32 [M,4]; None if one of
-    them is not.
-    """
-    try:
-        boxes = np.array(rows, dtype=np.float64).reshape(len(rows), 4)
-    except (TypeError, ValueError):
-        return None
-    good = np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
-    return boxes.astype(np.float32) if good else None
-
-
-def _csv_clips(path: Path, text: str) -> Iterator[tuple[str, ClipBoxes]]:
-    """Every clip of a CSV file with its boxes. ValueError, with line and column, for a malformed
-    row.
-    """
-    # newline="": quoted cells may hold line ends.
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(reader, [])]
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        other = texts.other_separator(text.partition("\n")[0], COLUMNS)
-        advice = f" ({texts.separator_advice(other)})" if other else ""
-        raise ValueError(
-            f"{path}: line 1: no column {', '.join(missing)}{advice}; expected "
-            f"{','.join(COLUMNS)} and, if wanted, score"
-        )
-    wanted = [(header.index(name), name) for name in (*COLUMNS[1:], "score") if name in header]
-    clip_at, values = header.index("clip"), defaultdict(lambda: array("d"))
-    try:
-        for row in reader:
-            if row:
-                values[row[clip_at]].extend(_row(row, wanted))
-    except (ValueError, IndexError, csv.Error) as error:
-        reason = error
-        if isinstance(error, IndexError):
-            reason = f"{len(row)} cells, expected {len(header)}"
-        raise ValueError(f"{path}: line {reader.line_num}: {reason}") from error
-    tables = {clip: np.array(numbers).reshape(-1, 6) for clip, numbers in values.items()}
-    # One unit for the whole file: a clip of small boxes near the corner says nothing by itself.
-    unit = "fraction"
-    for table in tables.values():
-        if table[:, 1:5].max() > 1 + OUTSIDE:
-            unit = "pixels"
-    for clip, table in tables.items():
-        table = table[np.argsort(table[:, 0], kind="stable")]
-        frames, boxes, scores = table[:, 0], table[:, 1:5], table[:, 5]
-        boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
-        yield clip, ClipBoxes(frames.astype(np.int32), boxes, scores, unit)
-
-
-def _row(row: list[str], wanted: list[tuple[int, str]]) -> list[float]:
-    """frame, x1, y1, x2, y2, score of a row; ValueError names the column."""
-    numbers = []
-    for place, name in wanted:
-        try:
-            numbers.append(float(row[place]))
-        except ValueError:
-            raise ValueError(f"column {name}: expected a number, got {row[place]!r}") from None
-    frame, x1, y1, x2, y2, score = (*numbers, 1.0)[:6]
-    if not (0 <= frame < 2**31 and frame.is_integer()):
-        raise ValueError(f"column frame: expected a whole number from 0, got {frame}")
-    if not (math.isfinite(x1 + y1 + x2 + y2) and x1 <= x2 and y1 <= y2):
-        raise ValueError(
-            f"columns x1 to y2: expected finite numbers with x1 <= x2 and y1 <= y2, got {x1}, "
-            f"{y1}, {x2}, {y2}"
-        )
-    if not 0 <= score < math.inf:
-        raise ValueError(f"column score: expected a finite number from 0, got {score}")
-    return [frame, x1, y1, x2, y2, score]

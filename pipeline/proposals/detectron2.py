@@ -188,7 +188,7 @@ def build(
 
     sha256 = ""
     if weights != "none":
-        path = _weights_of(config, cfg) if weights == "coco" else Path(weights)
+        path = weights_of(config, cfg) if weights == "coco" else Path(weights)
         network = nn.ModuleDict({"backbone": backbone, "proposal_generator": generator})
         load_exactly(network, _rpn_state(path, network.state_dict()), path)
         sha256 = file_sha256(path)
@@ -201,9 +201,9 @@ def build(
     return Detectron2RPN(cfg, backbone, generator, size, batch, sha256)
 
 
-def _config(name: str, num_boxes: int, nms: float):
-    """detectron2's config for a YAML file or a name in the model zoo. ValueError if there is none,
-    or it has no standard RPN.
+def merged_config(name: str):
+    """Return detectron2's config for a YAML file or a name in the model zoo; ValueError if there is
+    none.
     """
     from detectron2.config import get_cfg
 
@@ -219,7 +219,14 @@ def _config(name: str, num_boxes: int, nms: float):
             f"proposals 'detectron2': config {name!r}: expected a detectron2 YAML file or a name "
             f"in its model zoo ({first_line(error)})"
         ) from error
+    return cfg
 
+
+def _config(name: str, num_boxes: int, nms: float):
+    """detectron2's config for a YAML file or a name in the model zoo. ValueError if there is none,
+    or it has no standard RPN.
+    """
+    cfg = merged_config(name)
     model = cfg.MODEL.META_ARCHITECTURE
     generator, head = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.HEAD_NAME
     known_model = model in ("ProposalNetwork", "GeneralizedRCNN")
@@ -239,8 +246,8 @@ def _is_file(config: str) -> bool:
     return Path(config).suffix in (".yaml", ".yml") and Path(config).is_file()
 
 
-def _weights_of(config: str, cfg) -> Path:
-    """The file of weights that belongs to a config. ValueError if there is none."""
+def weights_of(config: str, cfg) -> Path:
+    """Return the file of weights that belongs to a config; ValueError if there is none."""
     try:
         address = cfg.MODEL.WEIGHTS if _is_file(config) else weights_url(config)
         if not address:

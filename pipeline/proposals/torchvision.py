@@ -30,7 +30,7 @@ from pipeline.proposals._rpn import (
     require_counts,
     suppress,
 )
-from pipeline.text.printable import unguarded_error
+from pipeline.proposals._torch_hub import weights_file
 
 ANCHORS = ((32,), (64,), (128,), (256,), (512,))  # side in pixels, one per pyramid level
 RATIOS = (0.5, 1.0, 2.0)  # height / width
@@ -185,22 +185,8 @@ def build(
 
 
 def _coco_file() -> Path:
-    """The file where torch keeps torchvision's COCO weights. They are downloaded on first use, and
-    checked by the hash in their name.
-    """
-    entry = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unguarded_error():  # draws a progress bar
-                torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
-        except OSError as error:
-            raise ValueError(
-                f"proposals 'torchvision': cannot download {entry.url} ({error}); fetch it "
-                f"elsewhere and pass weights=FILE"
-            ) from error
-    return path
+    """The file where torch keeps torchvision's COCO weights."""
+    return weights_file(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url, "torchvision")
 
 
 def _rpn_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ are in [0,1] of a frame of reference: x by its width, y by its height. The frame
 the whole upright frame, or the crop of a view.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 # A box of which less than this part lies inside the crop is dropped.
@@ -117,15 +119,48 @@ def pack(
         float32 boxes [...,N,4], float32 scores [...,N], valid [...,N] bool. Valid rows come
         first, by descending score; equal scores keep their order. The other rows are zeros.
     """
+    found = pack_labelled(boxes, scores, {}, keep, num_boxes)
+    return found["boxes"], found["scores"], found["valid"]
+
+
+def pack_labelled(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    keep: np.ndarray,
+    num_boxes: int,
+    slots: bool = False,
+) -> dict[str, np.ndarray]:
+    """Select the best boxes of each frame, with what is said of each.
+
+    Args:
+        boxes, scores, keep, num_boxes: as for `pack`.
+        labels: name -> [...,M] whole numbers, -1 for none.
+        slots: every box stays in its row, and the first N rows are selected. A row without a box
+            is then a gap.
+
+    Returns:
+        "boxes", "scores" and "valid" of `pack`, and the labels [...,N]: -1 where no box is.
+    """
     boxes, scores = np.asarray(boxes, dtype=np.float32), np.asarray(scores, dtype=np.float32)
     keep = np.asarray(keep, dtype=bool) & (scores >= 0)
-    order = np.argsort(np.where(keep, -scores, np.inf), axis=-1, kind="stable")[..., :num_boxes]
+    if slots:
+        order = np.broadcast_to(np.arange(keep.shape[-1]), keep.shape)
+    else:
+        order = np.argsort(np.where(keep, -scores, np.inf), axis=-1, kind="stable")
+    order = order[..., :num_boxes]
     valid = np.take_along_axis(keep, order, axis=-1)
-    scores = np.where(valid, np.take_along_axis(scores, order, axis=-1), 0)
-    boxes = np.where(valid[..., None], np.take_along_axis(boxes, order[..., None], axis=-2), 0)
-
     padding = [(0, 0)] * (valid.ndim - 1) + [(0, num_boxes - valid.shape[-1])]
-    return np.pad(boxes, [*padding, (0, 0)]), np.pad(scores, padding), np.pad(valid, padding)
+    best = np.take_along_axis(boxes, order[..., None], axis=-2)
+    found = {
+        "boxes": np.pad(np.where(valid[..., None], best, 0), [*padding, (0, 0)]),
+        "scores": np.pad(np.where(valid, np.take_along_axis(scores, order, axis=-1), 0), padding),
+        "valid": np.pad(valid, padding),
+    }
+    for name, values in labels.items():
+        known = np.where(valid, np.take_along_axis(values, order, axis=-1), -1)
+        found[name] = np.pad(known, padding, constant_values=-1)
+    return found
 
 
 def _affine(crop, source) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.regions.boxes import iou
+from pipeline.regions.tracks import link_tracks
 
 # Name of a graph -> the fields that a cache stores for it.
 GRAPHS = {"iou": ("iou",), "nearest": ("nearest",), "similar": ("similar", "similarity")}
@@ -123,6 +124,7 @@ class GraphOptions:
     Attributes:
         which: names in GRAPHS; stored in the order of GRAPHS.
         neighbours: neighbours per node in the graph "similar".
+        tracks: whether boxes are linked over time, as `pipeline.regions.tracks` does.
 
     Raises:
         ValueError: no name, or one that is not in GRAPHS.
@@ -130,9 +132,10 @@ class GraphOptions:
 
     which: tuple[str, ...] = tuple(GRAPHS)
     neighbours: int = 10
+    tracks: bool = False
 
     def __post_init__(self) -> None:
-        if not self.which or not set(self.which) <= set(GRAPHS):
+        if not (self.which or self.tracks) or not set(self.which) <= set(GRAPHS):
             raise ValueError(
                 f"graphs: expected some of {', '.join(GRAPHS)}, got "
                 f"{', '.join(self.which) or 'none'}"
@@ -143,7 +146,9 @@ class GraphOptions:
     def record(self) -> dict:
         """The options in a shard's record; `neighbours` is 0 where "similar" is not computed."""
         neighbours = self.neighbours if "similar" in self.which else 0
-        return {"which": list(self.which), "neighbours": neighbours}
+        record = {"which": list(self.which), "neighbours": neighbours}
+        # Records without tracks stay as they were before there were any.
+        return record | {"tracks": True} if self.tracks else record
 
 
 def graphs_of(
@@ -152,7 +157,8 @@ def graphs_of(
     """Compute the graphs of a batch of views.
 
     Args:
-        tensors: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], those that NEEDS lists.
+        tensors: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], those that NEEDS lists. For
+            tracks boxes and valid, and nodes and box_class [B,T,N] if there are any.
         options: which graphs.
         device: where to compute inner products.
 
@@ -160,9 +166,16 @@ def graphs_of(
         Field -> array, see GRAPHS and the functions above.
     """
     graphs = {}
+    if options.tracks:
+        optional = [tensors.get("nodes"), tensors.get("box_class")]
+        tracks = []
+        for k, boxes in enumerate(tensors["boxes"]):
+            known = [None if array is None else array[k] for array in optional]
+            tracks.append(link_tracks(boxes, tensors["valid"][k], *known))
+        graphs["track"] = np.stack(tracks)
     if "iou" in options.which:
         graphs["iou"] = iou_graph(tensors["boxes"], tensors["valid"])
-    if set(options.which) != {"iou"}:
+    if set(options.which) & {"nearest", "similar"}:
         valid = torch.from_numpy(tensors["valid"]).to(device)
         products = inner_products(torch.from_numpy(tensors["nodes"]).to(device), valid)
         # `similar_nodes` overwrites the products, so it comes last.

@@ -4,11 +4,12 @@ The device, the number of workers and the batch size are not here. They say how 
 what it computes (`pipeline.stages.jobs.RunOptions`).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.fields import FIELDS, field_of, is_cut
+from pipeline.cache.fields import FIELDS, LABELS, field_of, is_cut
 from pipeline.plugins import without_file_name
 from pipeline.video.orientation import PIXEL_ASPECTS
 from pipeline.video.view_pixels import ClipOpener
@@ -33,7 +34,8 @@ TEXTS = (
     *("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype"),
     *("decoder", "pixel_aspect", "frame_pattern", "resize"),
 )
-KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncated": bool}
+KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int}
+KINDS |= {"allow_truncated": bool, "box_labels": bool}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class ExtractConfig:
             holds one series.
         resize: who resizes whole frames for the source of boxes: "pil" in the decode workers, or
             "device", where the source computes. Their pixels differ by rounding.
+        box_labels: whether classes, tracks and slots are stored where the source of boxes has
+            them. Caches made before there were any go on without.
 
     Raises:
         ValueError: an option has a value or a type that it does not take.
@@ -84,6 +88,7 @@ class ExtractConfig:
     pixel_aspect: str = "displayed"
     frame_pattern: str = ""
     resize: str = "pil"
+    box_labels: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -108,6 +113,11 @@ class ExtractConfig:
             raise ValueError("keep: expected at least one field, such as pooled,nodes,boxes")
         for name in self.keep:
             # "grid.res4" is written where "grid" is.
+            if name in LABELS:
+                raise ValueError(
+                    f"keep: {name} is stored with the boxes where their source has it; keep boxes, "
+                    f"and leave {name} out"
+                )
             if field_of(name).stage != "features" or name.split(".")[0] in ALWAYS_WRITTEN:
                 raise ValueError(
                     f"keep: expected pooled, boxes, nodes or a cut such as res5, got {name}, "
@@ -130,7 +140,12 @@ class ExtractConfig:
         return tuple(filter(is_cut, self.keep))
 
     def computed(
-        self, weights_sha256: str, proposal_sha256: str, backbone_version: int = 1
+        self,
+        weights_sha256: str,
+        proposal_sha256: str,
+        backbone_version: int = 1,
+        labels: Sequence[str] = (),
+        box_classes: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return the config that the cache's fingerprint is made from.
 
@@ -140,6 +155,8 @@ class ExtractConfig:
             weights_sha256: of the backbone's weights, "" without any.
             proposal_sha256: of the file of the source of boxes, "" without any.
             backbone_version: `Backbone.version`.
+            labels: the fields of labels that are stored with the boxes.
+            box_classes: the names of the boxes' classes.
 
         Returns:
             A dictionary that JSON can hold.
@@ -149,7 +166,7 @@ class ExtractConfig:
         for key in ("backbone", "proposals"):
             record[key] = without_file_name(record[key])
         options = dict(record["proposal_options"])
-        for key in ("weights", "file"):
+        for key in ("weights", "file", "images"):
             if key in options:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
@@ -162,6 +179,11 @@ class ExtractConfig:
             record.pop("frame_pattern")
         if self.resize == "pil":
             record.pop("resize")
+        record.pop("box_labels")
+        if "box_class" in labels:
+            record["box_classes"] = list(box_classes)
+        if "track" in labels:
+            record["box_tracks"] = True
         if self.sampling.stretch is None:
             record["sampling"].pop("stretch")
         if backbone_version > 1:
@@ -178,7 +200,7 @@ class ExtractConfig:
         """Make a config from what `dataclasses.asdict` made of one.
 
         Args:
-            record: option -> value; missing options have their defaults.
+            record: option -> value; missing options have their defaults, but `box_labels`.
 
         Returns:
             The config.
@@ -186,7 +208,8 @@ class ExtractConfig:
         Raises:
             ValueError: a key is no option, or a value is not allowed.
         """
-        record = dict(record)
+        # A record from before there were labels describes a cache without them.
+        record = {"box_labels": False, **record}
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(record) - known)
         if unknown:

@@ -6,6 +6,7 @@ with its shards is in `extract_shards`.
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,8 @@ class ExtractSummary:
         relabelled: clips whose labels or split differ from the cache's copy of the manifest.
             Training reads the copy unless it is given another manifest.
         removed: clips of the cache that the manifest no longer has. They stay in their shards.
+        boxes: views and steps of all shards that were asked for, and how many of them have no box;
+            empty where no boxes are stored, or an earlier version wrote all shards.
         work: what the processes that wrote shards of this run did.
         left: shards that are not complete, because the time was up (`RunOptions.stop_after`).
         seconds: wall time.
@@ -71,6 +74,7 @@ class ExtractSummary:
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    boxes: Counter = field(default_factory=Counter)
     work: Work = field(default_factory=Work)
     left: int = 0
     seconds: float = 0.0
@@ -217,6 +221,7 @@ def _note_complete(
         summary.already += 1
         summary.failures += statistics.get("failures", ())
         summary.warnings += statistics.get("warnings", ())
+        summary.boxes.update(statistics.get("boxes", {}))
 
 
 def _still_to_do(
@@ -302,6 +307,7 @@ def _share_and_collect(
                 failures = statistics.get("failures", [])
                 summary.failures += failures
                 summary.warnings += statistics.get("warnings", ())
+                summary.boxes.update(statistics.get("boxes", {}))
                 # Shards of this process have reported their clips one by one.
                 if job.shard not in extractor.reported:
                     extractor.advance(len(job.clips), len(failures))

@@ -11,24 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.backbones import Backbone, build_backbone, freeze
-from pipeline.cache.fields import grid_at
+from pipeline.cache.fields import FIELDS, LABELS, grid_at
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Clip
 from pipeline.networks.precision import set_float32
 from pipeline.networks.transfers import Arriving, Stopwatch, Transfers
-from pipeline.proposals import build_proposals
+from pipeline.proposals import build_proposals, labels_in_columns
 from pipeline.regions import boxes as geometry
 from pipeline.regions.roi_align import roi_align
 from pipeline.stages.config import ExtractConfig
 from pipeline.video.view_pixels import ClipPixels, short_side, step_frames
 from pipeline.views.sampling import View
 
-# boxes [T,N,4], scores [T,N], valid [T,N]
-Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-# The fields that say where boxes are.
-BOXES = ("boxes", "scores", "valid")
+# The fields of a view's boxes: boxes [T,N,4], scores [T,N], valid [T,N], and labels [T,N].
+Boxes = dict[str, np.ndarray]
 
 
 class ClipRegions:
@@ -39,8 +35,8 @@ class ClipRegions:
         info: what is known of its video.
         numbers: K frames of the file.
         frames: these frames, uint8 [K,H,W,3]; None if the source needs none, or has seen them.
-        found: boxes [K,N,4] in [0,1] of the frame, or of the view if the source says so, and
-            scores [K,N]; None until they are known.
+        found: boxes [K,N,4] in [0,1] of the frame, or of the view if the source says so,
+            scores [K,N], and labels by name [K,N]; None until they are known.
     """
 
     def __init__(self, clip: Clip, pixels: ClipPixels):
@@ -52,7 +48,7 @@ class ClipRegions:
         """
         self.clip, self.info, self.numbers = clip, pixels.info, pixels.numbers
         self.frames: np.ndarray | None = pixels.frames
-        self.found: tuple[np.ndarray, np.ndarray] | None = None
+        self.found: tuple[np.ndarray, np.ndarray, Boxes] | None = None
 
     def of_view(self, source, view: View, steps: int) -> Boxes:
         """Return the boxes of a view.
@@ -63,18 +59,22 @@ class ClipRegions:
             steps: T.
 
         Returns:
-            boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N].
+            boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N], and the labels [T,N] that
+            were asked for.
         """
-        info, (boxes, scores) = self.info, self.found
+        info, (boxes, scores, labels) = self.info, self.found
         row_of = {number: row for row, number in enumerate(self.numbers)}
         rows = [row_of[info.first + k] for k in step_frames(view, steps)]
         boxes, scores = boxes[rows], scores[rows]
+        labels = {name: values[rows] for name, values in labels.items()}
         keep = scores >= 0
         if not source.in_view:
             size = (info.width, info.height)
             boxes, inside = geometry.to_view(boxes, view.crop, size, view.flip)
             keep &= inside
-        return geometry.pack(boxes, scores, keep, source.num_boxes)
+        # Without labels nobody could tell what a gap means: boxes move up.
+        slots = bool(labels) and getattr(source, "slots", False)
+        return geometry.pack_labelled(boxes, scores, labels, keep, source.num_boxes, slots)
 
 
 @dataclass
@@ -136,6 +136,7 @@ class StoredShapes:
         weights_sha256: of the backbone's weights, "" without any.
         source: the source of boxes, on the CPU; None if no boxes are wanted.
         num_boxes: N; 0 if no boxes are wanted.
+        labels: the fields of labels that are stored with the boxes, see `LABELS`.
     """
 
     def __init__(self, config: ExtractConfig):
@@ -154,6 +155,7 @@ class StoredShapes:
         self.weights_sha256 = self.backbone.weights_sha256
         self.source = _built_source(config)
         self.num_boxes = self.source.num_boxes if self.source else 0
+        self.labels = labels_of(self.source, config)
 
     @property
     def frame_size(self) -> int | None:
@@ -166,7 +168,15 @@ class StoredShapes:
     def record(self) -> dict:
         """Return the config for the cache's fingerprint, with the checksums of loaded weights."""
         source_sha256 = self.source.weights_sha256 if self.source else ""
-        return self.config.computed(self.weights_sha256, source_sha256, self.backbone.version)
+        box_classes = self.source.class_names if "box_class" in self.labels else ()
+        return self.config.computed(
+            self.weights_sha256, source_sha256, self.backbone.version, self.labels, box_classes
+        )
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The fields that are computed and stored."""
+        return (*self.config.keep, *self.labels)
 
     def grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Return the true sizes of a view's maps.
@@ -200,6 +210,7 @@ class StoredShapes:
             "boxes": (steps, boxes, 4),
             "scores": (steps, boxes),
             "valid": (steps, boxes),
+            **dict.fromkeys(LABELS, (steps, boxes)),
             "nodes": (steps, boxes, channels),
         }
         shapes = {
@@ -209,7 +220,7 @@ class StoredShapes:
             **dict.fromkeys(self.grids(size), (2,)),
         }
         # What is not known by name is a map at a cut.
-        for name in self.config.keep:
+        for name in self.kept:
             if name in known:
                 shapes[name] = known[name]
             else:
@@ -268,7 +279,7 @@ class FrozenNetworks(StoredShapes):
         regions = ClipRegions(clip, pixels)
         if not self._proposes_in_batches():
             watch = Stopwatch(torch.device("cpu"))
-            propose_now(self.source, regions, self.config.resize)
+            propose_now(self.source, regions, self.config.resize, self.labels)
             watch.mark()
             self.seconds["proposals"] += watch.seconds()[0]
         return regions
@@ -365,15 +376,25 @@ class FrozenNetworks(StoredShapes):
             found, first = arriving.wait()["found"], 0
             for regions in clips:
                 of_clip = found[first : first + len(regions.numbers)]
-                regions.found = of_clip[..., :4], of_clip[..., 4]
+                labels = {}
+                if self.labels:
+                    labels = labels_in_columns(of_clip, self.source.labels)
+                regions.found = of_clip[..., :4], of_clip[..., 4], labels
                 first += len(of_clip)
-        boxes = np.zeros((len(rows), self.steps, self.num_boxes, 4), np.float32)
-        scores, valid = boxes[..., 0].copy(), np.zeros(boxes.shape[:-1], bool)
+        shape = (len(rows), self.steps, self.num_boxes)
+        fields = {
+            "boxes": np.zeros((*shape, 4), np.float32),
+            "scores": np.zeros(shape, np.float32),
+            "valid": np.zeros(shape, bool),
+        }
+        for name in self.labels:
+            fields[name] = np.full(shape, -1, FIELDS[name].dtype)
         for k, row in enumerate(rows):
             if row.regions is not None:
                 of_view = row.regions.of_view(self.source, row.view, self.steps)
-                boxes[k], scores[k], valid[k] = of_view
-        return {"boxes": boxes, "scores": scores, "valid": valid}
+                for name, values in of_view.items():
+                    fields[name][k] = values
+        return fields
 
 
 def backbone_of(config: ExtractConfig) -> Backbone:
@@ -454,24 +475,50 @@ def _built_source(config: ExtractConfig):
         return build_proposals(config.proposals, **config.proposal_options)
 
 
+def labels_of(source, config: ExtractConfig) -> tuple[str, ...]:
+    """Return the fields of labels that an extraction stores with its boxes.
+
+    Args:
+        source: the source of boxes, or None.
+        config: the extraction.
+
+    Returns:
+        Those of LABELS that the source has; none where the config does not want them.
+    """
+    if source is None or not config.box_labels:
+        return ()
+    return tuple(name for name in LABELS if name in getattr(source, "labels", ()))
+
+
 @torch.inference_mode()
-def propose_now(source, regions: ClipRegions, resize: str) -> None:
+def propose_now(source, regions: ClipRegions, resize: str, labels: Sequence[str] = ()) -> None:
     """Find the boxes of a clip's frames, and wait for them.
 
     Args:
         source: a source of boxes.
         regions: the clip, whose boxes are set.
         resize: how frames get the size that the source reads, see `at_size`.
+        labels: the labels that are wanted; the source must have them.
     """
     frames = None
     if regions.frames is not None:
         frames = at_size(torch.from_numpy(regions.frames), source.frame_size, resize)
-    regions.found = source.propose(frames, regions.clip, regions.info, regions.numbers)
+    asked = (frames, regions.clip, regions.info, regions.numbers)
+    if labels:
+        boxes, scores, known = source.propose_labelled(*asked)
+        regions.found = boxes, scores, {name: known[name] for name in labels}
+    else:
+        regions.found = *source.propose(*asked), {}
     regions.frames = None
 
 
 def boxes_of(
-    source, clip: Clip, pixels: ClipPixels, steps: int, resize: str = "pil"
+    source,
+    clip: Clip,
+    pixels: ClipPixels,
+    steps: int,
+    resize: str = "pil",
+    labels: Sequence[str] = (),
 ) -> list[Boxes]:
     """Find the boxes of every view of a clip.
 
@@ -481,12 +528,14 @@ def boxes_of(
         pixels: its decoded frames and views.
         steps: T.
         resize: how frames get the size that the source reads, see `at_size`.
+        labels: the labels that are wanted; the source must have them.
 
     Returns:
-        For each view, boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N].
+        For each view, boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N], and the
+        labels [T,N].
     """
     regions = ClipRegions(clip, pixels)
-    propose_now(source, regions, resize)
+    propose_now(source, regions, resize, labels)
     return [regions.of_view(source, view, steps) for view in pixels.views]
 
 

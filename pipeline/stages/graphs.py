@@ -20,6 +20,9 @@ from pipeline.workers.completion import begin_shard, finish_shard
 from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
 from pipeline.workers.waiting import PrintLine
 
+# What boxes are linked by, and what else is looked at if it is stored.
+NEEDED_BY_TRACKS = ("boxes", "valid")
+USED_BY_TRACKS = ("nodes", "box_class")
 # Bytes of nodes and inner products at a time. More would only cost memory.
 BATCH_BYTES = 64 << 20
 
@@ -34,6 +37,7 @@ def build_graphs(
     announce: Callable[[int, int], Callable[[int, int], None]] | None = None,
     engine: Engine | None = None,
     say: PrintLine | None = None,
+    tracks: bool = False,
 ) -> list[dict]:
     """Compute the graphs of every complete shard that lacks them, or whose graphs are stale.
 
@@ -50,7 +54,8 @@ def build_graphs(
         announce: called once with (views to do, views in all). It returns a function that is
             called with (views done, 0) after every shard.
         engine: where shards are worked on, in place of `workers`.
-        say: prints a line where another run's claim is waited for.
+        say: prints a line where another run's claim is waited for, or tracks are there already.
+        tracks: whether boxes are linked over time. Where the features have tracks, those stay.
 
     Returns:
         The statistics of the shards that this run wrote, in the order of the shards.
@@ -60,7 +65,12 @@ def build_graphs(
         CacheError: a field that the graphs need is not stored, or no shard is complete.
         ValueError: unknown graphs, or more neighbours than nodes.
     """
-    maker = ShardGraphs(Path(path), GraphOptions(tuple(which), neighbours), device, compression)
+    if tracks and _has_tracks(Cache(path)):
+        tracks = False
+        if say:
+            say(f"{path}: its boxes came with tracks, which stay; none are computed")
+    options = GraphOptions(tuple(which), neighbours, tracks)
+    maker = ShardGraphs(Path(path), options, device, compression)
     maker.check()
     features, graphs = maker.cache.records["features"], maker.cache.records["graphs"]
     views: dict[int, int] = {}
@@ -87,6 +97,14 @@ def build_graphs(
                 advance(views[job.shard], 0)
     sweep_claims(maker.path / "graphs", watch)
     return sorted(written, key=lambda record: record["shard"])
+
+
+def _has_tracks(cache: Cache) -> bool:
+    """Whether the features of a cache hold tracks."""
+    for record in cache.records["features"].values():
+        if any("track" in group["fields"] for group in record["groups"].values()):
+            return True
+    return False
 
 
 def _ignore(done: int, failed: int) -> None:
@@ -161,7 +179,10 @@ class ShardGraphs:
                 require_neighbours(self.options.neighbours, steps * count)
 
     def _refuse_without(self, field: str, group: str) -> None:
-        graphs = ", ".join(graph for graph in self.options.which if field in NEEDS[graph])
+        graphs = [graph for graph in self.options.which if field in NEEDS[graph]]
+        if self.options.tracks and field in NEEDED_BY_TRACKS:
+            graphs.append("tracks")
+        graphs = ", ".join(graphs)
         kept = "nodes" if field == "nodes" else "boxes"
         raise CacheError(
             f"{self.path} {group}: {graphs} need {field}, which is not stored; extract with "
@@ -173,7 +194,16 @@ class ShardGraphs:
         fields = set()
         for graph in self.options.which:
             fields.update(NEEDS[graph])
+        if self.options.tracks:
+            fields.update(NEEDED_BY_TRACKS)
         return sorted(fields)
+
+    def _reads(self, group: Group) -> list[str]:
+        """The fields to read of a group: what is needed, and what tracks use if it is there."""
+        fields = self._needs()
+        if self.options.tracks:
+            fields += [name for name in USED_BY_TRACKS if name in group.fields]
+        return sorted(set(fields))
 
     def finished(self, job: GraphJob) -> bool:
         """Return whether a shard has these graphs, by what is on the disk now.
@@ -254,10 +284,12 @@ class ShardGraphs:
         for graph in self.options.which:
             for name in GRAPHS[graph]:
                 fields[name] = (shapes[name], FIELDS[name].dtype)
+        if self.options.tracks:
+            fields["track"] = ((steps, count), FIELDS["track"].dtype)
         return GroupPlan(*group.keys_in(shard), fields)
 
     def _write(self, group: Group, shard: int, writer: ShardWriter) -> None:
-        rows, needs = group.rows_in(shard), self._needs()
+        rows, needs = group.rows_in(shard), self._reads(group)
         steps, count = group.shape("valid")
         channels = group.shape("nodes")[-1] if "nodes" in needs else 0
         # Inner products [T*N,T*N] and nodes [T*N,C] of a view, in float32.

@@ -146,7 +146,8 @@ def redo_graphs(
     for record in _records(cache.path, "graphs"):
         if "options" in record:
             options = record["options"]
-            made[tuple(options["which"]), options["neighbours"], record["compression"]] += 1
+            tracks = options.get("tracks", False)
+            made[tuple(options["which"]), options["neighbours"], tracks, record["compression"]] += 1
     if not made:
         raise CacheError(
             f"{cache.path}/graphs: no statistics can be read; delete that folder and run "
@@ -156,8 +157,10 @@ def redo_graphs(
     # Without its marker a shard counts as missing, and `build_graphs` makes it again.
     for shard in shards:
         done_marker(cache.shards.path(shard, "graphs")).unlink(missing_ok=True)
-    (which, neighbours, compression), _ = made.most_common(1)[0]
-    return build_graphs(path, which, neighbours or 1, workers, device, compression, say=say)
+    (which, neighbours, tracks, compression), _ = made.most_common(1)[0]
+    return build_graphs(
+        path, which, neighbours or 1, workers, device, compression, say=say, tracks=tracks
+    )
 
 
 def _with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:

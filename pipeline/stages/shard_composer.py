@@ -10,7 +10,7 @@ are black views too.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -104,6 +104,8 @@ class ShardComposer:
         # (height, width) of test rows, where clips differ.
         self.sizes: dict[int, tuple[int, int]] = {}
         self.seconds = {"decode": 0.0, "write": 0.0}
+        # Only the thread that writes changes it.
+        self.boxes = dict.fromkeys(("views", "steps", "empty_views", "empty_steps"), 0)
 
         # Clips that are decoded again replace what the existing file says of them.
         self.videos = [""] * len(job.clips)
@@ -316,7 +318,7 @@ class ShardComposer:
         arrays = computed.wait()
         begun, refused = time.perf_counter(), []
         fields = writer.plans[group].fields
-        keep = [name for name in self.models.config.keep if name in fields]
+        keep = [name for name in self.models.kept if name in fields]
         grids = {name: np.array(grid, np.int16) for name, grid in self.models.grids(size).items()}
         for k, row in enumerate(rows):
             if row.view is None:
@@ -327,6 +329,8 @@ class ShardComposer:
                 writer.write(group, row.number, tensors)
             except NotFinite as error:
                 refused.append((row.clip, error))
+            else:
+                self._count_boxes(tensors)
         self.seconds["write"] += time.perf_counter() - begun
         return refused
 
@@ -335,8 +339,20 @@ class ShardComposer:
     ) -> list[tuple[str, NotFinite]]:
         """Copy rows of the existing file, in the writer's thread; none is refused."""
         for row in rows:
-            writer.write(group, row, self.good.read(group, row, writer.plans[group].fields))
+            tensors = self.good.read(group, row, writer.plans[group].fields)
+            writer.write(group, row, tensors)
+            self._count_boxes(tensors)
         return []
+
+    def _count_boxes(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Count a view that was written, its steps, and those without any box."""
+        if "valid" not in tensors:
+            return
+        has_box = np.asarray(tensors["valid"]).any(-1)
+        self.boxes["views"] += 1
+        self.boxes["steps"] += len(has_box)
+        self.boxes["empty_views"] += int(not has_box.any())
+        self.boxes["empty_steps"] += int((~has_box).sum())
 
     def _drain(self, unwritten: int) -> None:
         """Wait until at most so many bytes are unwritten, and record what was refused.
@@ -371,6 +387,7 @@ class ShardComposer:
             "taken_over": sum(map(len, self.good.rows.values())) if self.good else 0,
             "failures": failures,
             **({"warnings": warnings} if warnings else {}),
+            **({"boxes": self.boxes} if self.models.config.wants_boxes else {}),
             "videos": self.videos,
             "seconds": {part: round(value, 3) for part, value in seconds.items()},
             "device": device_name(self.models.device.type),
