@@ -6,9 +6,15 @@ from pathlib import Path
 import click
 
 from cli._shared.cluster import cluster_options, engine_of, sbatch_script
-from cli._shared.extraction import config_for, network_options, running_options, views_options
+from cli._shared.extraction import (
+    config_for,
+    like_options,
+    network_options,
+    running_options,
+    views_options,
+)
 from cli._shared.interrupt import stoppable
-from cli._shared.options import pick_device, say_cost
+from cli._shared.options import pick_device, plugin_option, say_cost
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say, warn
 
@@ -36,6 +42,7 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
 @views_options
 @network_options
 @running_options
+@plugin_option
 @cluster_options
 @click.option(
     "--print-sbatch",
@@ -49,6 +56,7 @@ def command(**given) -> int:
     time share the work. Clips that cannot be read are recorded in their shard's statistics, and the
     exit code is then 3.
     """
+    given = like_options(given)
     if given["print_sbatch"]:
         return _print_sbatch(given)
     with stoppable(RESUME):
