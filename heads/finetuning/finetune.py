@@ -38,6 +38,7 @@ from heads.runs.start_weights import checkpoint_of, other_classifier, take_weigh
 from heads.training.study import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
+from pipeline.cache.asked import extraction_record
 from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
@@ -186,7 +187,7 @@ def finetune(
                 say=say,
                 about=setup.about(start),
                 conditions={"fresh": source_options.fresh},
-                notes={} if cache is None else {"cache": str(cache.path.resolve())},
+                notes=setup.notes(),
                 begin=begin,
             )
 
@@ -330,6 +331,18 @@ class _Setup:
         if start is not None:
             about["start"] = str(start)
         return about
+
+    def notes(self) -> dict[str, Any]:
+        """Further entries of run.json: the cache, and how its features were made."""
+        if self.cache is None:
+            return {"extraction": {"asked": self.config.as_asked()}}
+        # As the cache was made, but with the files where they are now.
+        record = extraction_record(self.cache.path)
+        asked = self.config.as_asked() | {"keep": record["asked"]["keep"]}
+        return {
+            "cache": str(self.cache.path.resolve()),
+            "extraction": {**record, "asked": asked},
+        }
 
     def begin(
         self,
