@@ -46,7 +46,9 @@ HEADS = {
     "training": {"interface", "papers", "zoo", "config", "data", "runs", "evaluation"},
     "finetuning": {"interface", "zoo", "config", "data", "runs", "evaluation", "training"},
     "drawing": {"interface", "data", "runs", "evaluation"},
-    "prediction": {"interface", "config", "data", "runs", "evaluation", "drawing"},
+    "prediction": {
+        *("interface", "config", "data", "runs", "evaluation", "finetuning", "drawing"),
+    },
     "reporting": {"interface", "papers", "zoo", "config", "runs", "evaluation"},
     "reproduction": {
         *("interface", "config", "data", "runs", "evaluation", "training", "finetuning"),

@@ -13,6 +13,7 @@ from heads.evaluation.head_predictor import compute_figures, open_store
 from heads.evaluation.head_predictor import predict as predict_views
 from heads.interface.clips import Dims, dims_from
 from heads.interface.loss import device_for
+from heads.interface.run_records import RUN
 from heads.runs import run_files
 from heads.runs.head_versions import refuse_changed_head
 from heads.runs.start_weights import default_checkpoint
@@ -269,6 +270,22 @@ def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:
         f"backbone: leave --cache out to evaluate from frames, or extract a cache with "
         f"--weights {path}"
     )
+
+
+def trained_its_backbone(folder: Path, checkpoint: str = "") -> bool:
+    """Return whether a run trained a backbone beside its head, so that no cache has its features.
+
+    Args:
+        folder: the run folder.
+        checkpoint: as for `read_saved`.
+    """
+    path = folder / f"{checkpoint or default_checkpoint(folder)}.pt"
+    saved = run_files.load_checkpoint(path)
+    if "backbone" not in saved:
+        return False
+    phase = recipe_from(saved["about"]["recipe"]).phase(saved.get("phase", PLAIN))
+    no_cache = run_files.read_json(folder / "run.json", RUN).get("cache") is None
+    return no_cache or phase.frames.train_from != "none"
 
 
 def _has_backbone(file: Path, backbone: Mapping) -> bool:

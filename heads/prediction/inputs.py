@@ -72,13 +72,28 @@ def find_videos(
             found.setdefault((video.place, video.start, video.end), video)
     if not found:
         raise ValueError("expected at least one video, folder or manifest, got none")
+    return list_videos(list(found.values()), folder, remarks)
 
+
+def list_videos(
+    videos: Sequence[AskedVideo], folder: Path, remarks: Sequence[str] = ()
+) -> AskedVideos:
+    """Write a manifest of videos, wherever they lie.
+
+    Args:
+        videos: at least one.
+        folder: where the manifest is written, and links to files of odd names.
+        remarks: for the result.
+
+    Returns:
+        The videos. A clip has the video's name as its id, if it can be one and no other has it.
+    """
     columns: set[str] = set()
-    for video in found.values():
+    for video in videos:
         columns.update(video.extra)
     of_clip: dict[str, AskedVideo] = {}
     rows = []
-    for video in found.values():
+    for video in videos:
         clip = _free_id(video.name, of_clip)
         of_clip[clip] = video
         rows.append(
@@ -94,7 +109,7 @@ def find_videos(
         )
     # Below "/" lies every file, so that no path leaves the root.
     manifest = write_manifest(folder / "videos.csv", rows, root="/")
-    return AskedVideos(manifest, of_clip, remarks)
+    return AskedVideos(manifest, of_clip, list(remarks))
 
 
 def _videos_of(path: Path, root: str | Path | None, remarks: list[str]) -> Iterator[AskedVideo]:
@@ -110,7 +125,7 @@ def _videos_of(path: Path, root: str | Path | None, remarks: list[str]) -> Itera
             yield _video_at(path / row["path"])
     elif path.is_file() and path.suffix.lower() == ".csv":
         for clip in read_manifest(path, root).clips:
-            yield _video_of(clip)
+            yield video_of(clip)
     else:
         yield _video_at(path)
 
@@ -121,7 +136,8 @@ def _video_at(path: Path) -> AskedVideo:
     return AskedVideo(visible(str(path)), place)
 
 
-def _video_of(clip: Clip) -> AskedVideo:
+def video_of(clip: Clip) -> AskedVideo:
+    """Return the video of a clip of a manifest."""
     return AskedVideo(clip.clip, clip.place, clip.labels, clip.start, clip.end, dict(clip.extra))
 
 
