@@ -99,9 +99,7 @@ def evaluate_from_frames(
     clips = [by_id[clip] for clip in part.clips]
     with scratch_folder(Path(scratch or tempfile.gettempdir())) as here:
         videos = list_videos(_videos_of(clips, folder), here)
-        shards = predict_clips(
-            run, videos.manifest, here / "cache", options, precision, announce, say
-        )
+        shards = predict_clips(run, videos.manifest, here, options, precision, announce, say)
         predictions, part, lost = _gathered(run, part, shards)
     if lost:
         more = ", …" if len(lost) > NAMED else ""

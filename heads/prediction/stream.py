@@ -60,7 +60,7 @@ def predict_clips(
     Args:
         run: the run that is asked.
         manifest: the clips.
-        folder: where features are for a while: an empty folder, or one that does not exist.
+        folder: where features are for a while.
         options: how to work. The run has its own batch size.
         precision: of the head: "fp32", "tf32", "bf16" or "fp16".
         announce: as for `pipeline.stages.extract.extract`.
@@ -86,8 +86,8 @@ def predict_clips(
     run.require_same_networks(passing.record)
     for shard_clips, statistics in passing.shards(announce):
         if run.graphs:
-            build_graphs(folder, run.graphs, run.neighbours, device=device.type)
-        cache = Cache(folder)
+            build_graphs(passing.cache, run.graphs, run.neighbours, device=device.type)
+        cache = Cache(passing.cache)
         rows = cache["test"]
         views = None
         found = None

@@ -180,9 +180,7 @@ def predict_videos(
         videos = find_videos(paths, folder, root)
         for remark in videos.remarks:
             say(remark)
-        shards = predict_clips(
-            asked, videos.manifest, folder / "cache", options, precision, announce, say
-        )
+        shards = predict_clips(asked, videos.manifest, folder, options, precision, announce, say)
         for shard in shards:
             for answer in _answers_of(asked, shard, videos.of_clip, pictures):
                 answers.append(answer)

@@ -2,7 +2,7 @@
 
     passing = PassingExtraction(config, manifest, scratch, RunOptions(device="cuda"))
     for clips, statistics in passing.shards():
-        Cache(scratch)["test"]                  # holds the views of these clips alone
+        Cache(passing.cache)["test"]            # holds the views of these clips alone
 
 Networks and decode workers are those of `extract`. They go on with the next shards while one is
 read, so that many clips take no longer than an extraction.
@@ -29,7 +29,13 @@ SHARD_BYTES, SHARD_CLIPS = 256 << 20, 16
 
 
 class PassingExtraction:
-    """An extraction of which one shard after another can be read."""
+    """An extraction of which one shard after another can be read.
+
+    Attributes:
+        manifest: the clips.
+        cache: a cache that holds one shard at a time. Shards are written in another folder: the
+            next one may be complete before this one was read.
+    """
 
     def __init__(
         self, config: ExtractConfig, manifest: Manifest, folder: Path, options: RunOptions
@@ -39,10 +45,11 @@ class PassingExtraction:
         Args:
             config: what to compute.
             manifest: the clips.
-            folder: where the shards are for a while; it becomes a cache.
+            folder: where the shards are for a while.
             options: how to work. Their sizes of shards do not count.
         """
-        self.manifest, self.folder = manifest, Path(os.path.abspath(folder))
+        self.manifest, folder = manifest, Path(os.path.abspath(folder))
+        self.cache, self._writing = folder / "cache", folder / "writing"
         options = replace(options, shard_bytes=SHARD_BYTES, shard_size=0)
         self._extractor = ExtractShards(config, manifest.root, options, redo=False)
 
@@ -60,13 +67,15 @@ class PassingExtraction:
             announce: as for `pipeline.stages.extract.extract`.
 
         Yields:
-            (clips of a shard, its statistics). Only this shard is complete in `folder`, until the
-            next one is asked for.
+            (clips of a shard, its statistics). Only this shard is in `cache`, until the next one is
+            asked for.
         """
         extractor, record = self._extractor, self.record
         per_shard = clips_per_shard(extractor.models, extractor.options)
-        plan = create_cache(self.folder, record, self.manifest, min(per_shard, SHARD_CLIPS))
-        extractor.record, extractor.cache_id = record, (self.folder, plan.fingerprint)
+        per_shard = min(per_shard, SHARD_CLIPS)
+        plan = create_cache(self._writing, record, self.manifest, per_shard)
+        readable = create_cache(self.cache, record, self.manifest, per_shard)
+        extractor.record, extractor.cache_id = record, (self._writing, plan.fingerprint)
         if announce:
             extractor.advance = announce(len(self.manifest.clips), len(self.manifest.clips))
 
@@ -76,8 +85,16 @@ class PassingExtraction:
             jobs.append(ShardJob(shard, path, plan.attrs(shard), plan.clips(shard), None))
         with closing(extractor), closing(extractor.stream(jobs)) as results:
             for job, statistics in results:
+                _move(job.path, readable.path(job.shard))
                 yield job.clips, statistics
-                _delete(plan, job.shard)
+                _delete(readable, job.shard)
+
+
+def _move(shard: Path, to: Path) -> None:
+    """Move a shard's files; the marker of a complete shard comes last."""
+    to.parent.mkdir(exist_ok=True)
+    os.replace(shard, to)
+    os.replace(done_marker(shard), done_marker(to))
 
 
 def _delete(plan: Shards, shard: int) -> None:
