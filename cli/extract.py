@@ -18,6 +18,10 @@ from cli._shared.options import pick_device, plugin_option, say_cost
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say, warn
 
+# The value of --accept-failures without a file; no file can have this name.
+EVERY_CLIP = "\0"
+# Errors after which a second attempt may end otherwise, with the same video.
+WORTH_RETRYING = ("DecodeTimeout", "DecoderDied")
 RESUME = "stopped; finished shards are kept, the same command resumes"
 
 
@@ -45,6 +49,14 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
 @plugin_option
 @cluster_options
 @click.option(
+    "--accept-failures",
+    is_flag=False,
+    flag_value=EVERY_CLIP,
+    metavar="[FILE]",
+    help="Go on without clips that fail (exit code 0), now and in later commands; with a FILE of "
+    "clip ids, one per line, without these alone.",
+)
+@click.option(
     "--print-sbatch",
     is_flag=True,
     help="Print a job-array script for sbatch that does this (see --slurm, --jobs).",
@@ -54,7 +66,7 @@ def command(**given) -> int:
 
     Complete shards are skipped, so the same command resumes a stopped run. Several runs at the same
     time share the work. Clips that cannot be read are recorded in their shard's statistics, and the
-    exit code is then 3.
+    exit code is then 3, unless they are accepted (--accept-failures).
     """
     given = like_options(given)
     if given["print_sbatch"]:
@@ -77,7 +89,29 @@ def command(**given) -> int:
             options,
             given["shards"],
             engine=engine,
+            accept=_clips_to_accept(given["accept_failures"], manifest),
         )
+
+
+def _clips_to_accept(given: str | None, manifest) -> frozenset[str]:
+    """The clips whose failures are accepted; ValueError if a file names none of the manifest's."""
+    if given is None:
+        return frozenset()
+    known = frozenset(clip.clip for clip in manifest.clips)
+    if given == EVERY_CLIP:
+        return known
+
+    from pipeline.text.suggestions import nearest
+    from pipeline.text.text_files import read_names
+
+    named = read_names(given, "a text file with one clip id per line")
+    # A list of a whole dataset is fine for a part of it.
+    if named and known.isdisjoint(named):
+        raise ValueError(
+            f"--accept-failures {given}: no clip of {manifest.path} is {named[0]!r}: "
+            f"{nearest(named[0], known)}; expected clip ids, one per line"
+        )
+    return frozenset(named)
 
 
 def _print_sbatch(given: dict) -> int:
@@ -102,9 +136,22 @@ def _print_sbatch(given: dict) -> int:
 
 
 def run(
-    config, manifest, cache: Path, options, shards=None, redo: bool = False, engine=None
+    config,
+    manifest,
+    cache: Path,
+    options,
+    shards=None,
+    redo: bool = False,
+    engine=None,
+    accept: frozenset[str] = frozenset(),
 ) -> int:
-    """Extract with a progress display, print what came out, and return the exit code."""
+    """Extract with a progress display, print what came out, and return the exit code.
+
+    Args:
+        config, manifest, cache, options, shards, redo, engine: as for
+            `pipeline.stages.extract.extract`.
+        accept: clips that may fail; the cache records those that did.
+    """
     from contextlib import ExitStack
 
     from pipeline.stages.bottleneck import describe_work
@@ -140,11 +187,31 @@ def run(
         say(f"{cache}: every shard was complete already")
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
+    failures = _without_accepted(summary.failures, summary.asked, cache, accept)
     # Either of them may find something wrong, which is exit code 3.
     return max(
-        _report_failures(summary.failures, summary.asked, cache),
+        _report_failures(failures, summary.asked, cache),
         _report_changed(summary.changed, cache),
     )
+
+
+def _without_accepted(
+    failures: list[dict], clips: int, cache: Path, accept: frozenset[str]
+) -> list[dict]:
+    """Record accepted failures, print how many there are, and return the others."""
+    from pipeline.cache.accepted import accept_clips
+
+    # Also without the option: earlier commands may have accepted some.
+    accepted = accept_clips(cache, [one for one in failures if one["clip"] in accept])
+    left = [one for one in failures if one["clip"] not in accepted]
+    known = [one["clip"] for one in failures if one["clip"] in accepted]
+    if known:
+        say(
+            f"{len(known):,} of {clips:,} clips failed and are accepted ({_first(known)}): later "
+            f"commands leave them out; to retry them: {_repair(cache)} --accepted",
+            err=True,
+        )
+    return left
 
 
 def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
@@ -152,12 +219,17 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
         say(f"  {failure['clip']}: {failure['error']}: {failure['message']}", err=True)
     if len(failures) > 10:
         say(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
-    if failures:
-        say(
-            f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}",
-            err=True,
-        )
-    return 3 if failures else 0
+    if not failures:
+        return 0
+
+    # A broken file fails again, however often it is read.
+    if any(failure["error"] in WORTH_RETRYING for failure in failures):
+        retry = f"to retry them: {_repair(cache)}"
+    else:
+        retry = f"once their files are mended or replaced: {_repair(cache)}"
+    warn(f"{len(failures):,} of {clips:,} clips failed; {retry}")
+    warn("to go on without them: the same command with --accept-failures")
+    return 3
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:

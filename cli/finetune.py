@@ -107,7 +107,8 @@ def _trained(function):
         click.option(
             "--backbone-lr",
             type=float,
-            help="Factor of the backbone's learning rate.  [default: the recipe's]",
+            help="Factor of the backbone's learning rate.  [default: the recipe's; 0.1 for a "
+            "recipe without phases]",
         ),
         click.option(
             "--views",
