@@ -223,13 +223,18 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
         return 0
 
     # A broken file fails again, however often it is read.
-    if any(failure["error"] in WORTH_RETRYING for failure in failures):
+    if any(map(_is_worth_retrying, failures)):
         retry = f"to retry them: {_repair(cache)}"
     else:
         retry = f"once their files are mended or replaced: {_repair(cache)}"
     warn(f"{len(failures):,} of {clips:,} clips failed; {retry}")
     warn("to go on without them: the same command with --accept-failures")
     return 3
+
+
+def _is_worth_retrying(failure: dict) -> bool:
+    """Whether the machine, and not the video, may be the reason of a failure."""
+    return failure["error"] in WORTH_RETRYING or "not enough memory" in failure["message"]
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:

@@ -410,8 +410,8 @@ class _Setup:
         random = (self.config.weights or "none") == "none"
         if random and frames.train_from != "none" and frames.backbone_lr < 1:
             say(
-                f"the backbone starts from random weights too, and learns at {frames.backbone_lr:g} "
-                f"of the head's rate; --backbone-lr 1 trains both alike"
+                f"the backbone starts from random weights too, and learns at "
+                f"{frames.backbone_lr:g} of the head's rate; --backbone-lr 1 trains both alike"
             )
 
     def _load_backbone(

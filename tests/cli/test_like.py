@@ -113,9 +113,7 @@ def test_a_cache_without_a_complete_shard_says_so(place, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(place / "cache", cache)
     shutil.rmtree(cache / "features")
-    with pytest.raises(
-        ValueError, match="expected a cache of .* with at least one"
-    ):
+    with pytest.raises(ValueError, match=r"expected a cache of .* with at least one"):
         given("--manifest", "m.csv", "--cache", "new", "--like", cache)
 
 
