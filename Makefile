@@ -8,6 +8,8 @@ MANIFEST ?=
 CACHE    ?= caches/default
 RUNS     ?= runs
 RECIPE   ?=
+RUN      ?=
+VIDEOS   ?=
 STUDY    ?=
 DEMO     ?= demo
 KIND     ?= folder
@@ -15,19 +17,23 @@ CLUSTER  :=
 BUDGET   ?= 120
 TESTERS  ?= auto
 ISA      ?= AVX2
+# ACCEPT=yes: clips that cannot be read end no target. ACCEPT=FILE: the clips of this list alone.
+ACCEPT   ?=
 ARGS     ?=
 
 # make expands the variables that it exports to commands. A name may hold dollar signs, so these are
 # not exported.
-unexport MANIFEST CACHE RUNS RUN RECIPE STUDY DEMO
+unexport MANIFEST CACHE RUNS RUN RECIPE STUDY DEMO ACCEPT VIDEOS
 
 # $(call name,VARIABLE): the value, quoted for the shell. It may hold blanks, quotes, dollar signs.
 name = '$(subst ','\'',$(value $(1)))'
 # $(call given,VARIABLE): the same, and an error if the variable is empty.
 given = $(if $(value $(1)),$(call name,$(1)),$(error expected $(1), for example: make $@ $(1)=...; `make help` lists the variables))
 
+accept = $(if $(value ACCEPT),--accept-failures$(if $(filter-out yes,$(value ACCEPT)),=$(call name,ACCEPT)))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate \
+.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate predict ablate \
   finetune report reproduce-rstg reproduce-dyreg test test-slow test-cpus lint format bench clean
 
 help: ## print this list
@@ -54,8 +60,8 @@ check: $(READY) ## decode a few frames of every clip: MANIFEST=... ARGS=...
 plan: $(READY) ## estimate what an extraction takes: MANIFEST=... CACHE=... ARGS="extract's options"
 	$(BIN)/vidgraph plan --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(ARGS)
 
-extract: $(READY) ## stage one, features and boxes: MANIFEST=... CACHE=... CLUSTER="--dask 4" ARGS=...
-	$(BIN)/vidgraph extract --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(CLUSTER) $(ARGS)
+extract: $(READY) ## stage one, features and boxes: MANIFEST=... CACHE=... ACCEPT=yes CLUSTER="--dask 4" ARGS=...
+	$(BIN)/vidgraph extract --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(accept) $(CLUSTER) $(ARGS)
 
 graphs: $(READY) ## stage two, graphs between boxes: CACHE=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph graphs --cache $(call name,CACHE) $(CLUSTER) $(ARGS)
@@ -71,6 +77,9 @@ train: $(READY) ## stage three, train a head: RECIPE=... CACHE=... RUNS=... ARGS
 
 evaluate: $(READY) ## evaluate a trained head: RUN=folder CACHE=... ARGS=...
 	$(BIN)/vidgraph evaluate $(call given,RUN) --cache $(call name,CACHE) $(ARGS)
+
+predict: $(READY) ## ask a trained head: RUN=folder VIDEOS="video, folder or manifest" ARGS=...
+	$(BIN)/vidgraph predict $(call given,RUN) $(call given,VIDEOS) $(ARGS)
 
 ablate: $(READY) ## train a grid of heads and options: STUDY=... CACHE=... RUNS=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph ablate $(call given,STUDY) --cache $(call name,CACHE) --runs $(call name,RUNS) $(CLUSTER) $(ARGS)

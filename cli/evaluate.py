@@ -6,6 +6,7 @@ import click
 from click.core import ParameterSource
 
 from cli._shared.annotations import annotated_boxes_of, annotations_option
+from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost
 from cli._shared.say import say
 
@@ -15,7 +16,8 @@ IN_PLACE = {
         "sums stored predictions",
         (
             *("--cache", "--manifest", "--checkpoint", "--phase", "--structure", "--exchange"),
-            *("--annotations", "--set", "--device", "--precision"),
+            *("--annotations", "--set", "--device", "--precision", "--root", "--workers"),
+            "--per-class",
         ),
     ),
     "--exchange": (
@@ -23,6 +25,7 @@ IN_PLACE = {
         (
             *("--structure", "--aggregate", "--scores", "--annotations", "--set"),
             *("--device", "--precision", "--submission", "--submission-format"),
+            *("--root", "--workers", "--per-class"),
         ),
     ),
 }
@@ -113,6 +116,23 @@ IN_PLACE = {
     help="v1: id;label, the likeliest class by name. v2: id and the numbers of the five likeliest."
     "  [default: v1]",
 )
+@click.option(
+    "--per-class/--no-per-class",
+    default=None,
+    help="Print the figures of every class.  [default: up to 30 classes]",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Of a run from frames: folder that the paths of --manifest start from.  [default: its "
+    "own]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Of a run from frames: decode processes.  [default: 1 on a CPU, one per spare core beside "
+    "a GPU]",
+)
 @plugin_option
 def command(
     runs,
@@ -133,11 +153,19 @@ def command(
     into,
     submission,
     submission_format,
+    per_class,
+    root,
+    workers,
 ) -> int:
     """Evaluate the trained head in the folder RUN, or in each of several.
 
     Predictions and figures are written to that folder, those of another phase (--phase) beside
-    those of the run.
+    those of the run. The figures of every class are in per_class_SPLIT.csv, and are printed where
+    there are few classes.
+
+    A run that trained its backbone too (`vidgraph finetune`) is evaluated from the videos of its
+    manifest, unless --cache names a cache of that backbone. Exit code 3: some of them cannot be
+    read.
 
     For DyReg's regions, annotated boxes give Dist: how far boxes are from the nearest region, and
     regions from the nearest box, each also before training (start). docs/heads.md says it exactly.
@@ -181,6 +209,7 @@ def command(
         return 0
     boxes = annotated_boxes_of(annotations, settings)
     say_cost(precision, device)
+    code = 0
     for run in runs:
         options = {
             "checkpoint": checkpoint or "",
@@ -192,8 +221,9 @@ def command(
             "annotations": boxes,
             "submission": submission,
         }
-        _evaluate(run, cache, manifest, split, options)
-    return 0
+        videos = {"root": root, "workers": workers}
+        code = max(code, _evaluate(run, cache, manifest, split, options, videos, per_class))
+    return code
 
 
 def _refuse_unheard(mode: str) -> None:
@@ -246,7 +276,6 @@ def _cache_of(run, cache):
     from heads.runs.run_files import read_json
     from pipeline.cache.reader import Cache
 
-    # A run from frames may have no cache.
     cache = cache or read_json(run / "run.json", RUN).get("cache")
     if cache is None:
         raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")
@@ -271,19 +300,76 @@ def _exchange(run, cache, manifest, split, checkpoint, phase, names) -> None:
     print_exchange(f"{run}, split {split}", found)
 
 
-def _evaluate(run, cache, manifest, split, options) -> None:
-    from cli._shared.figures import print_figures
-    from heads.evaluation.evaluate import evaluate
+def _evaluate(run, cache, manifest, split, options, videos, per_class) -> int:
+    """Evaluate one run, print its figures and files, and return the exit code.
+
+    Args:
+        run, cache, manifest, split: as given.
+        options: further arguments of `evaluate_run`.
+        videos: `root` and `workers`, for a run whose features are in no cache.
+        per_class: whether to print the figures of every class; None where there are few.
+    """
+    from cli._shared.figures import print_classes, print_figures
+    from heads.evaluation.evaluate import evaluate_run
     from pipeline.manifests.manifest import read_manifest
     from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
-    found = evaluate(
-        run,
-        _cache_of(run, cache),
-        split,
-        manifest=read_manifest(manifest) if manifest else None,
-        say=say,
-        **options,
-    )
-    print_figures(str(run), {split: found})
+    lost = []
+    if cache is None and _is_from_frames(run, options["checkpoint"], options["phase"]):
+        labels = read_manifest(manifest, videos["root"]) if manifest else None
+        found, lost = _evaluate_frames(run, labels, split, options, videos)
+    else:
+        for name, value in videos.items():
+            if value is not None:
+                raise click.UsageError(
+                    f"--{name} is for a run that trained its backbone too, evaluated without "
+                    f"--cache; leave it out"
+                )
+        labels = read_manifest(manifest) if manifest else None
+        found = evaluate_run(run, _cache_of(run, cache), split, manifest=labels, say=say, **options)
+    print_figures(str(run), {split: found.figures})
+    print_classes(found.classes, per_class)
+    say(f"written to {run}: {', '.join(path.name for path in found.files)}")
+    return 3 if lost else 0
+
+
+def _is_from_frames(run, checkpoint, phase) -> bool:
+    """Return whether a run trained its backbone too, so that no cache has its features."""
+    from heads.evaluation.saved_heads import trained_its_backbone
+    from heads.runs.start_weights import phase_checkpoint
+
+    if phase:
+        checkpoint = phase_checkpoint(run, phase)
+    return trained_its_backbone(run, checkpoint)
+
+
+def _evaluate_frames(run, manifest, split, options, videos):
+    """Evaluate a run on its videos; return what was found, and the clips that cannot be read."""
+    from contextlib import ExitStack
+
+    from cli._shared.progress import progress, say_aside
+    from heads.prediction.frames_evaluate import evaluate_from_frames
+    from pipeline.stages.jobs import RunOptions
+
+    for name, option in (("structure", "--structure"), ("annotations", "--annotations")):
+        if options[name]:
+            raise click.UsageError(
+                f"{option} needs a cache of the run's own backbone: pass --cache, after "
+                f"`vidgraph extract --weights {run}/best.pt`"
+            )
+    taken = ("checkpoint", "phase", "settings", "precision", "submission")
+    with stoppable("stopped; nothing was written"), ExitStack() as stack:
+
+        def announce(todo: int, total: int):
+            return stack.enter_context(progress("evaluate", todo, "clips"))
+
+        return evaluate_from_frames(
+            run,
+            split,
+            manifest=manifest,
+            options=RunOptions(device=options["device"], workers=videos["workers"]),
+            announce=announce,
+            say=say_aside,
+            **{name: options[name] for name in taken},
+        )

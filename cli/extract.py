@@ -7,12 +7,22 @@ from pathlib import Path
 import click
 
 from cli._shared.cluster import cluster_options, engine_of, gpus_option, sbatch_script
-from cli._shared.extraction import config_for, network_options, running_options, views_options
+from cli._shared.extraction import (
+    config_for,
+    like_options,
+    network_options,
+    running_options,
+    views_options,
+)
 from cli._shared.interrupt import stoppable
-from cli._shared.options import commas, pick_device, say_cost
+from cli._shared.options import commas, pick_device, plugin_option, say_cost
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say, warn
 
+# The value of --accept-failures without a file; no file can have this name.
+EVERY_CLIP = "\0"
+# Errors after which a second attempt may end otherwise, with the same video.
+WORTH_RETRYING = ("DecodeTimeout", "DecoderDied")
 RESUME = "stopped; finished shards are kept, the same command resumes"
 
 
@@ -52,7 +62,16 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
     help="Begin no shard that would not be complete by then, and do not wait for other runs. The "
     "tasks of --print-sbatch have it.",
 )
+@plugin_option
 @cluster_options
+@click.option(
+    "--accept-failures",
+    is_flag=False,
+    flag_value=EVERY_CLIP,
+    metavar="[FILE]",
+    help="Go on without clips that fail (exit code 0), now and in later commands; with a FILE of "
+    "clip ids, one per line, without these alone.",
+)
 @click.option(
     "--print-sbatch",
     is_flag=True,
@@ -63,8 +82,8 @@ def command(**given) -> int:
 
     Complete shards are skipped, so the same command resumes a stopped run. Several runs at the same
     time share the work. A cache grows by what it lacks: clips of a newer manifest, views, fields.
-    Clips that cannot be read are recorded in their shard's statistics, and the
-    exit code is then 3.
+    Clips that cannot be read are recorded in their shard's statistics, and the exit code is then 3,
+    unless they are accepted (--accept-failures).
     """
     if given["add"]:
         with stoppable(RESUME):
@@ -73,6 +92,7 @@ def command(**given) -> int:
         raise click.UsageError(
             "--manifest: expected the clips; only --add takes those of the cache"
         )
+    given = like_options(given)
     if given["print_sbatch"]:
         return _print_sbatch(given)
     with stoppable(RESUME):
@@ -90,7 +110,15 @@ def command(**given) -> int:
         config = config_for(given, manifest)
         if engine is None:
             _say_unused_gpus(options.device)
-        return run(config, manifest, given["cache"], options, given["shards"], engine=engine)
+        return run(
+            config,
+            manifest,
+            given["cache"],
+            options,
+            given["shards"],
+            engine=engine,
+            accept=_clips_to_accept(given["accept_failures"], manifest),
+        )
 
 
 def _say_unused_gpus(device: str) -> None:
@@ -112,7 +140,36 @@ def _add(given: dict) -> int:
         raise click.UsageError("--print-sbatch and --add: expected one of them, got both")
     engine = engine_of(given, given["cache"] / "logs")
     config, manifest, options = added_to(given, _run_options(given, elsewhere=engine is not None))
-    return run(config, manifest, given["cache"], options, given["shards"], engine=engine)
+    return run(
+        config,
+        manifest,
+        given["cache"],
+        options,
+        given["shards"],
+        engine=engine,
+        accept=_clips_to_accept(given["accept_failures"], manifest),
+    )
+
+
+def _clips_to_accept(given: str | None, manifest) -> frozenset[str]:
+    """The clips whose failures are accepted; ValueError if a file names none of the manifest's."""
+    if given is None:
+        return frozenset()
+    known = frozenset(clip.clip for clip in manifest.clips)
+    if given == EVERY_CLIP:
+        return known
+
+    from pipeline.text.suggestions import nearest
+    from pipeline.text.text_files import read_names
+
+    named = read_names(given, "a text file with one clip id per line")
+    # A list of a whole dataset is fine for a part of it.
+    if named and known.isdisjoint(named):
+        raise ValueError(
+            f"--accept-failures {given}: no clip of {manifest.path} is {named[0]!r}: "
+            f"{nearest(named[0], known)}; expected clip ids, one per line"
+        )
+    return frozenset(named)
 
 
 def _print_sbatch(given: dict) -> int:
@@ -150,8 +207,15 @@ def run(
     redo: bool = False,
     engine=None,
     stage: str | None = None,
+    accept: frozenset[str] = frozenset(),
 ) -> int:
-    """Extract with a progress display, print what came out, and return the exit code."""
+    """Extract with a progress display, print what came out, and return the exit code.
+
+    Args:
+        config, manifest, cache, options, shards, redo, engine: as for
+            `pipeline.stages.extract.extract`.
+        accept: clips that may fail; the cache records those that did.
+    """
     from contextlib import ExitStack
 
     from pipeline.stages.bottleneck import describe_work
@@ -194,11 +258,31 @@ def run(
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_removed(summary.removed, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
+    failures = _without_accepted(summary.failures, summary.asked, cache, accept)
     # Either of them may find something wrong, which is exit code 3.
     return max(
-        _report_failures(summary.failures, summary.asked, cache),
+        _report_failures(failures, summary.asked, cache),
         _report_changed(summary.changed, cache),
     )
+
+
+def _without_accepted(
+    failures: list[dict], clips: int, cache: Path, accept: frozenset[str]
+) -> list[dict]:
+    """Record accepted failures, print how many there are, and return the others."""
+    from pipeline.cache.accepted import accept_clips
+
+    # Also without the option: earlier commands may have accepted some.
+    accepted = accept_clips(cache, [one for one in failures if one["clip"] in accept])
+    left = [one for one in failures if one["clip"] not in accepted]
+    known = [one["clip"] for one in failures if one["clip"] in accepted]
+    if known:
+        say(
+            f"{len(known):,} of {clips:,} clips failed and are accepted ({_first(known)}): later "
+            f"commands leave them out; to retry them: {_repair(cache)} --accepted",
+            err=True,
+        )
+    return left
 
 
 def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
@@ -206,12 +290,22 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
         say(f"  {failure['clip']}: {failure['error']}: {failure['message']}", err=True)
     if len(failures) > 10:
         say(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
-    if failures:
-        say(
-            f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}",
-            err=True,
-        )
-    return 3 if failures else 0
+    if not failures:
+        return 0
+
+    # A broken file fails again, however often it is read.
+    if any(map(_is_worth_retrying, failures)):
+        retry = f"to retry them: {_repair(cache)}"
+    else:
+        retry = f"once their files are mended or replaced: {_repair(cache)}"
+    warn(f"{len(failures):,} of {clips:,} clips failed; {retry}")
+    warn("to go on without them: the same command with --accept-failures")
+    return 3
+
+
+def _is_worth_retrying(failure: dict) -> bool:
+    """Whether the machine, and not the video, may be the reason of a failure."""
+    return failure["error"] in WORTH_RETRYING or "not enough memory" in failure["message"]
 
 
 def _report_boxes(boxes: Mapping[str, int]) -> None:

@@ -20,6 +20,7 @@ from cli._shared.say import say
 # Options of `vidgraph extract` that describe frames and networks. A cache records them. A run
 # without a cache takes them from the command line.
 OF_EXTRACTION = (
+    "like",
     *SAMPLING,
     *("test_crops", "backbone", "cut", "proposals", "proposal_size", "boxes", "roi_pool"),
     *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern", "frame_resize"),
@@ -106,7 +107,8 @@ def _trained(function):
         click.option(
             "--backbone-lr",
             type=float,
-            help="Factor of the backbone's learning rate.  [default: the recipe's]",
+            help="Factor of the backbone's learning rate.  [default: the recipe's; 0.1 for a "
+            "recipe without phases]",
         ),
         click.option(
             "--views",
@@ -277,7 +279,7 @@ def _run(ctx: click.Context, given: dict) -> int:
         fixed["frame_resize"] = given["frame_resize"] or "pil"
         # A study has them among its own keys, so that its table records them.
         own = {} if given["study"] is not None else extraction
-        config = config_of({**given, **fixed, "settings": own})
+        config = config_of({**given, "settings": own}, fixed)
     shared = {
         "cache": cache,
         "config": config,

@@ -4,9 +4,15 @@ from pathlib import Path
 
 import click
 
-from cli._shared.extraction import config_for, network_options, running_options, views_options
+from cli._shared.extraction import (
+    config_for,
+    like_options,
+    network_options,
+    running_options,
+    views_options,
+)
 from cli._shared.interrupt import stoppable
-from cli._shared.options import FOLDER, pick_device, say_cost
+from cli._shared.options import FOLDER, pick_device, plugin_option, say_cost
 from cli._shared.progress import progress
 from cli._shared.say import console, say
 
@@ -34,6 +40,7 @@ from cli._shared.say import console, say
 @views_options
 @network_options
 @running_options
+@plugin_option
 def command(**given) -> int:
     """Measure a few clips and print what `extract` would take for all, with the same options.
 
@@ -50,6 +57,7 @@ def command(**given) -> int:
     from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
+    given = like_options(given)
     manifest = read_manifest(given["manifest"], given["root"])
     names = [
         "batch",

@@ -30,6 +30,9 @@ _FILE = click.Path(path_type=Path)
     is_flag=True,
     help="Also the clips whose videos have changed since they were extracted.",
 )
+@click.option(
+    "--accepted", is_flag=True, help="Also the failed clips that --accept-failures accepted."
+)
 @time_limit_option(120.0)
 @device_option
 @plugin_option
@@ -41,6 +44,7 @@ def command(
     proposal_weights: str | None,
     workers: int | None,
     changed: bool,
+    accepted: bool,
     time_limit: float,
     device: str,
 ) -> int:
@@ -59,7 +63,7 @@ def command(
     with stoppable("stopped; finished shards are kept, the same command resumes"):
         device = pick_device(device)
         workers = default_workers(device) if workers is None else workers
-        found, code = bad_shards(cache, workers), 0
+        found, code = bad_shards(cache, workers, accepted), 0
         if changed:
             found["features"] = sorted({*found["features"], *changed_shards(cache, root)})
         if not any(found.values()):

@@ -27,7 +27,8 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
     """Check every byte of a cache.
 
     Hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale graphs,
-    leftovers of stopped runs.
+    leftovers of stopped runs. Failed clips that were accepted (`extract --accept-failures`) are no
+    finding.
 
     Exit code 0: all is well; 3: there are findings, each printed with what to do.
     """

@@ -47,6 +47,9 @@ HEADS = {
     "training": {"interface", "papers", "zoo", "config", "data", "runs", "evaluation"},
     "finetuning": {"interface", "zoo", "config", "data", "runs", "evaluation", "training"},
     "drawing": {"interface", "data", "runs", "evaluation"},
+    "prediction": {
+        *("interface", "config", "data", "runs", "evaluation", "finetuning", "drawing"),
+    },
     "reporting": {"interface", "papers", "zoo", "config", "runs", "evaluation"},
     "reproduction": {
         *("interface", "config", "data", "runs", "evaluation", "training", "finetuning"),
@@ -54,7 +57,7 @@ HEADS = {
 }
 # What decodes videos or runs a network that proposes boxes, and who may use it.
 NEEDS_FRAMES = {"video", "proposals", "stages"}
-READ_FRAMES = {"finetuning", "drawing", "reporting", "plugin_check"}
+READ_FRAMES = {"finetuning", "drawing", "prediction", "reporting", "plugin_check"}
 ONE_PLACE = {
     "h5py": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_layout.py"},
     "hdf5plugin": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_reader.py"},

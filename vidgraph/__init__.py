@@ -9,8 +9,8 @@
     data = vidgraph.ViewDataset(cache, "train", ["nodes", "boxes", "valid"])
     head = vidgraph.build_head("strg", data.dims, len(data.classes))
 
-    run = vidgraph.load_run("runs/strg", cache)
-    vidgraph.predict(run, cache, "val").scores     # [videos, classes]
+    vidgraph.predict("runs/strg", cache, "val").scores     # [videos, classes]
+    vidgraph.predict("runs/strg", "holiday.mp4").answers   # of videos that are in no cache
 
 Everything here is defined in the packages `pipeline` and `heads`. Each name is imported when it is
 first used, so `import vidgraph` itself takes milliseconds.
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heads.config.recipe import read_recipe
     from heads.data.view_dataset import ViewDataset
-    from heads.evaluation.saved_heads import load_run, predict
+    from heads.evaluation.saved_heads import load_run
     from heads.interface.clips import Clips, Dims, HeadOutput
+    from heads.prediction.videos import predict
     from heads.zoo import build_head, head_names, head_options
     from pipeline.backbones import Backbone, backbone_names, backbone_options, build_backbone
     from pipeline.cache.reader import Cache, Group
@@ -55,7 +56,7 @@ _HOMES = {
     # Trained heads.
     "read_recipe": "heads.config.recipe",
     "load_run": "heads.evaluation.saved_heads",
-    "predict": "heads.evaluation.saved_heads",
+    "predict": "heads.prediction.videos",
 }
 
 __all__ = list(_HOMES)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from cli._shared.device_defaults import settle
 from cli._shared.options import (
@@ -23,6 +24,14 @@ SAMPLING = "frames sampling fps source_fps size train_views train_crop flip flip
 SAMPLING = (*SAMPLING.split(), "test_short_side")
 CONFIG = "backbone weights cut keep proposals roi_pool precision dtype seed decoder allow_truncated"
 CONFIG = (*CONFIG.split(), "pixel_aspect", "frame_pattern")
+# Options of the source of boxes, and their keys in `proposal_options`.
+BOX_OPTIONS = {
+    "proposal_weights": "weights",
+    "proposal_size": "size",
+    "boxes": "num_boxes",
+    "annotations": "file",
+    "nearest_boxes": "nearest",
+}
 
 
 def _one_of(names: str) -> click.Choice:
@@ -32,6 +41,13 @@ def _one_of(names: str) -> click.Choice:
 def views_options(function):
     """Add the options that choose frames and crops."""
     options = (
+        click.option(
+            "--like",
+            type=click.Path(path_type=Path),
+            metavar="CACHE",
+            help="Take all options of views and networks from this cache; those that are given "
+            "here replace its own.",
+        ),
         click.option("--frames", default=32, help="F, frames fed to the backbone per view."),
         click.option(
             "--sampling",
@@ -278,40 +294,160 @@ def config_for(given: dict, manifest):
     return config
 
 
-def config_of(given: dict):
-    """Build the ExtractConfig that the options name."""
+def config_of(given: dict, fixed: dict | None = None):
+    """Build the ExtractConfig that the options name.
+
+    Args:
+        given: the options, by name. With `like`, only those of the command line count.
+        fixed: options that a verb sets itself, whatever the command line says.
+
+    Raises:
+        ValueError: a value is not allowed, or a file of --like CACHE is gone or has changed.
+    """
     from pipeline.plugins import given_name
     from pipeline.proposals import with_underscores
-    from pipeline.stages.config import ExtractConfig, with_settings
-    from pipeline.views.sampling import Sampling
+    from pipeline.stages.config import with_settings
 
-    given = settle(given)
-    crops = given["test_crops"]
-    sampling = Sampling(
-        test_crops=crops if crops == "full" else int(crops),
-        **{key: given[key] for key in SAMPLING},
-    )
-    # None leaves an option out, so that the source's own default counts.
-    boxes = {
-        "weights": given["proposal_weights"],
-        "size": given["proposal_size"],
-        "num_boxes": given["boxes"],
-        "file": given["annotations"] and str(given["annotations"]),
-        "nearest": given.get("nearest_boxes"),
-    }
-    config = ExtractConfig(
-        sampling=sampling,
-        proposal_options={key: value for key, value in boxes.items() if value is not None},
-        resize=given["frame_resize"],
-        box_labels=_box_labels_for(given),
-        **{key: given[key] for key in CONFIG},
-    )
+    given = {**given, **(fixed or {})}
+    if given.get("like") is None:
+        config = _plain_config(given)
+    else:
+        named = given_names(given) | (fixed or {}).keys()
+        config = _config_like(given, named)
     config = with_settings(config, given["settings"])
     return replace(
         config,
         backbone=given_name(config.backbone),
         proposals=with_underscores(given_name(config.proposals)),
     )
+
+
+def given_names(given: dict) -> set[str]:
+    """Return the names of the options that the command line has.
+
+    Args:
+        given: the options, by name.
+    """
+    context = click.get_current_context()
+    named = set()
+    for name in given:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            named.add(name)
+    return named
+
+
+def _plain_config(given: dict):
+    from pipeline.stages.config import ExtractConfig
+    from pipeline.views.sampling import Sampling
+
+    given = settle(given)
+    sampling = Sampling(
+        test_crops=_crops(given["test_crops"]), **{key: given[key] for key in SAMPLING}
+    )
+    # None leaves an option out, so that the source's own default counts.
+    boxes = {key: value for key, value in _box_options(given).items() if value is not None}
+    return ExtractConfig(
+        sampling=sampling,
+        proposal_options=boxes,
+        resize=given["frame_resize"],
+        box_labels=_box_labels_for(given),
+        **{key: given[key] for key in CONFIG},
+    )
+
+
+def _config_like(given: dict, named: set[str]):
+    """The config of the cache that --like names, with the options of `named` replaced."""
+    from dataclasses import asdict
+
+    from pipeline.cache.reader import Cache
+    from pipeline.plugins import given_name
+    from pipeline.stages.recorded import config_like, require_same_files
+    from pipeline.views.sampling import Sampling
+
+    cache = Cache(given["like"])
+    config, _ = config_like(cache)
+    replaced = _replaced_files(named, given["settings"])
+    require_same_files(config, cache.config, cache.path, replaced)
+
+    # The options of one backbone, or of one source of boxes, mean nothing to another.
+    if "backbone" in named and given_name(given["backbone"]) != config.backbone:
+        config = replace(config, backbone_options={}, cut="", weights=given["weights"])
+    if (
+        "proposals" in named
+        and with_underscores(given_name(given["proposals"])) != config.proposals
+    ):
+        config = replace(config, proposal_options={})
+
+    views = {key: given[key] for key in SAMPLING if key in named}
+    if "test_crops" in named:
+        views["test_crops"] = _crops(given["test_crops"])
+    boxes = dict(config.proposal_options)
+    options_of_boxes = _box_options(given)
+    for option, key in BOX_OPTIONS.items():
+        if option in named:
+            boxes[key] = options_of_boxes[key]
+    return replace(
+        config,
+        sampling=Sampling.from_dict({**asdict(config.sampling), **views}),
+        proposal_options=boxes,
+        resize=given.get("frame_resize") or _resize_of_cache(given) or config.resize,
+        **{key: given[key] for key in CONFIG if key in named},
+    )
+
+
+def _replaced_files(named: set[str], settings: dict) -> set[str]:
+    """The options for files that the command line replaces in the config of --like CACHE."""
+    causes = {
+        "--weights": ({"weights", "backbone"}, "weights"),
+        "--annotations": ({"annotations", "proposals"}, "proposal_options.file"),
+        "--proposal-weights": ({"proposal_weights", "proposals"}, "proposal_options.weights"),
+    }
+    replaced = set()
+    for flag, (options, key) in causes.items():
+        if named & options or key in settings:
+            replaced.add(flag)
+    return replaced
+
+
+def like_options(given: dict) -> dict:
+    """Return the options with the batch size and the compression of --like CACHE, if it is given.
+
+    Args:
+        given: the options, by name. Those of the command line stay.
+    """
+    if given.get("like") is None:
+        return given
+    from pipeline.cache.reader import Cache
+    from pipeline.stages.recorded import config_like
+
+    _, record = config_like(Cache(given["like"]))
+    taken = {}
+    for name in ("batch", "compression"):
+        if name not in given_names(given):
+            taken[name] = record[name]
+    return {**given, **taken}
+
+
+def _crops(text: str) -> int | str:
+    return text if text == "full" else int(text)
+
+
+def _box_options(given: dict) -> dict:
+    """The options of the source of boxes by their keys; None for those that are not given."""
+    options = {key: given.get(option) for option, key in BOX_OPTIONS.items()}
+    if options["file"] is not None:
+        options["file"] = str(options["file"])
+    return options
+
+
+def _resize_of_cache(given: dict) -> str:
+    """Who resizes frames in the cache that is written to; "" where it does not exist yet."""
+    from pipeline.cache.reader import read_cache_json
+
+    cache = given.get("cache")
+    if not cache or not (Path(cache) / "cache.json").is_file():
+        return ""
+    return read_cache_json(Path(cache))["config"].get("resize", "pil")
 
 
 def _box_labels_for(given: dict) -> bool:

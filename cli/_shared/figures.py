@@ -1,7 +1,7 @@
 """The table of figures that `train`, `evaluate` and `finetune` print at the end."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from cli._shared.say import console
 
@@ -16,6 +16,8 @@ NAMES = {
     "dist_regions": "of regions",
     "dist_regions_start": "of regions, start",
 }
+# The table of single classes is printed for so many of them.
+FEW = 30
 # Figures that are no fractions of videos, and are printed as they are.
 PLAIN = ("loss", "dist")
 
@@ -43,6 +45,39 @@ def print_figures(
         cells = [_cell(name, found.get(name)) for name in columns]
         table.add_row(split if found else f"{split} (no labels: predictions only)", *cells)
     console().print(table)
+
+
+def print_classes(classes: Sequence, wanted: bool | None = None) -> None:
+    """Print a row per class.
+
+    Args:
+        classes: `heads.evaluation.per_class.ClassFigures` of every class.
+        wanted: whether to print them; None where there are at most FEW classes.
+    """
+    from rich.table import Table
+
+    if not classes or wanted is False or (wanted is None and len(classes) > FEW):
+        return
+    several = any(not math.isnan(one.average_precision) for one in classes)
+    names = ["videos", "AP %"] if several else ["videos", "top-1 %", "predicted", "precision %"]
+    table = Table(title="per class", title_justify="left")
+    table.add_column("class")
+    for name in names:
+        table.add_column(name, justify="right")
+    if not several:
+        table.add_column("taken most often for")
+    for one in classes:
+        if several:
+            table.add_row(one.name, f"{one.videos:,}", _percent(one.average_precision))
+            continue
+        taken = f"{one.taken_for} ({one.taken:,})" if one.taken_for else ""
+        figures = (_percent(one.recall), f"{one.predicted:,}", _percent(one.precision))
+        table.add_row(one.name, f"{one.videos:,}", *figures, taken)
+    console().print(table)
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def print_exchange(title: str, rows: Iterable) -> None:

@@ -16,7 +16,8 @@ from cli._shared.say import say
 # Seconds that work under way has to end by itself. Batch systems kill after 30 s, and people lose
 # patience earlier.
 GRACE = 7.0
-PARTING = 1.0  # seconds to release claims in; a file system that hangs must not hold us up
+# Seconds to release claims and scratch folders in: a file system that hangs must not hold us up.
+PARTING = 1.0
 LATER = 0.005  # seconds after which a delayed signal is sent again
 
 
@@ -37,6 +38,7 @@ def stoppable(resume: str) -> Iterator[None]:
     """
     # _interrupt looks at part_file and claims: a signal handler must not have to load modules.
     from pipeline.cache import part_file  # noqa: F401
+    from pipeline.files import scratch  # noqa: F401
     from pipeline.workers.claims import give_up
 
     if (
@@ -134,9 +136,14 @@ def _end(ended: threading.Event, resume: str) -> None:
     """End the process without waiting for anything. No half-written file keeps its final name."""
     if ended.is_set():
         return
+    from pipeline.files.scratch import remove_scratch_folders
     from pipeline.workers.claims import give_up
 
-    giving_up = threading.Thread(target=give_up, daemon=True)
+    def part() -> None:
+        give_up()
+        remove_scratch_folders()
+
+    giving_up = threading.Thread(target=part, daemon=True)
     giving_up.start()
     giving_up.join(PARTING)
     os.write(2, f"{resume}\ninterrupted\n".encode())

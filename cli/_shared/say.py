@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 LOG_WIDTH = 200  # columns of a table in a log, where long paths should not be broken
 
 
-def say(line: object, err: bool = False) -> None:
-    """Print one line. Control characters and line ends in it become escapes."""
-    click.echo(visible(str(line)), err=err)
+def say(line: object, err: bool = False, file: TextIO | None = None) -> None:
+    """Print one line. Control characters and line ends in it become escapes.
+
+    Args:
+        line: what to print.
+        err: on standard error.
+        file: a stream to print on in place of both.
+    """
+    click.echo(visible(str(line)), file=file, err=err)
 
 
 def warn(line: object) -> None:

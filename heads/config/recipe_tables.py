@@ -88,6 +88,11 @@ class EvaluationOptions:
     batch: Count = 0
 
 
+# A recipe without phases was written for a head alone: its learning rate would undo what a trained
+# backbone has learned.
+PLAIN_BACKBONE_LR = 0.1
+
+
 @dataclass(frozen=True)
 class FrameOptions:
     """The table [phases.frames]: what a phase that reads frames trains beside the head
@@ -99,7 +104,8 @@ class FrameOptions:
         frozen_bn: the backbone's batch norms keep their statistics and their affine weights. The
             affine weights in a non-local block that is still the identity are trained: with a
             scale of 0 nothing in the block has a gradient.
-        backbone_lr: factor of the learning rate for the backbone's weights.
+        backbone_lr: factor of the learning rate for the backbone's weights. A recipe without
+            phases that is trained from frames has PLAIN_BACKBONE_LR in its place.
     """
 
     train_from: str = "none"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from heads.config.recipe import PLAIN, Recipe, recipe_from
+from heads.config.recipe_tables import PLAIN_BACKBONE_LR
 from heads.zoo import head_names
 from pipeline.plugins import HEAD, display_name, is_known, is_recorded
 from pipeline.text.suggestions import nearest
@@ -155,7 +156,10 @@ def with_frames(recipe: Recipe, frames: Mapping[str, Any], where: str) -> Recipe
         return recipe
     table = recipe.as_dict()
     if recipe.train is not None:
-        table["phases"] = [{"name": PLAIN, "reads": "frames", "train": table.pop("train")}]
+        own = {"backbone_lr": PLAIN_BACKBONE_LR}
+        table["phases"] = [
+            {"name": PLAIN, "reads": "frames", "train": table.pop("train"), "frames": own}
+        ]
     reading = [phase for phase in table["phases"] if phase["reads"] == "frames"]
     if not reading:
         raise ValueError(

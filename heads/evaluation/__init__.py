@@ -4,10 +4,12 @@ This room may import from `heads.interface`, `heads.zoo`, `heads.config`, `heads
 `heads.runs`.
 
     evaluate          a trained run on a split of a cache
+    evaluation_files  what it writes to the run folder
     file_names        the labels and splits of an evaluation, and its files' names
     head_predictor    the logits of every view, the figures of a split
     saved_heads       load a trained head from its run folder
     one_structure     a head of GOS with one structure for all videos
+    per_class         the figures of single classes
     metrics           top-k, mean average precision, confusion matrix
     ensemble          add the scores of several runs
     prediction_files  read predictions_SPLIT.npz

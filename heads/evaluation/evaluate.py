@@ -6,40 +6,38 @@ Every test view is predicted, and the scores of a video's views become one score
 and figures are written to the run folder.
 """
 
-import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
 from heads.data.splits import SplitViews, print_excluded, require_split_views
+from heads.evaluation.evaluation_files import (
+    Evaluation,
+    EvaluationGuard,
+    watch_run,
+    write_evaluation,
+    write_rows,
+    write_submission,
+)
 from heads.evaluation.file_names import manifest_and_tag
 from heads.evaluation.head_predictor import (
-    Predictions,
-    compute_figures,
     open_store,
     predict,
-    write_predictions,
 )
 from heads.evaluation.one_structure import (
     Exchanged,
     exchange,
     structure_named,
-    structure_rows,
 )
 from heads.evaluation.region_figures import has_regions, region_figures
 from heads.evaluation.saved_heads import TrainedHead, load_trained
 from heads.evaluation.submission import Submission
 from heads.interface.loss import device_for
-from heads.runs import run_files
-from heads.runs.folder_lock import FolderBusy, refuse_if_busy
+from heads.runs.folder_lock import refuse_if_busy
 from heads.runs.start_weights import phase_checkpoint
-from pipeline.files.owners import remove_abandoned
-from pipeline.files.watched_folder import WatchedFolder
-from pipeline.text.printable import write_table
-from pipeline.workers.completion import version_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +47,17 @@ if TYPE_CHECKING:
     from pipeline.manifests.manifest import Manifest
 
 
-def evaluate(
+def evaluate(folder: Path | str, cache: "Cache", split: str, **options: Any) -> dict[str, float]:
+    """Evaluate a run as `evaluate_run` does, and return the figures alone.
+
+    Args:
+        folder, cache, split: as for `evaluate_run`.
+        **options: its further arguments.
+    """
+    return evaluate_run(folder, cache, split, **options).figures
+
+
+def evaluate_run(
     folder: Path | str,
     cache: "Cache",
     split: str,
@@ -64,7 +72,7 @@ def evaluate(
     annotations: Any | None = None,
     submission: Submission | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, float]:
+) -> Evaluation:
     """Evaluate a run's checkpoint on a split of a cache, and write predictions and figures.
 
     The files are named after the split, and after the phase if one is given. Where the cache or the
@@ -92,7 +100,7 @@ def evaluate(
         say: prints one line for a person.
 
     Returns:
-        figure -> value; without labels no figures but those of regions.
+        The figures, and the files that were written.
 
     Raises:
         ValueError: a cache of another backbone, a head of other sizes, labels that the run does
@@ -101,13 +109,7 @@ def evaluate(
         FolderBusy: a process trains in the folder; it would write files of the same names.
     """
     folder, device = Path(folder), device_for(device, precision)
-    watch = refuse_if_busy(folder, say)
-    watched = _watch(folder)
-    # Partial files of an evaluation that was killed.
-    remove_abandoned(folder)
-    # Compared after predicting: a run may be trained further while it is evaluated.
-    versions = {path.name: version_of(path) for path in folder.glob("*.pt")}
-
+    guard = EvaluationGuard(folder, say)
     if phase:
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint, settings)
@@ -129,10 +131,6 @@ def evaluate(
         of_regions, count = region_figures(trained, part, store, boxes, precision)
         say(f"Dist: {count:,} annotated boxes in the views of split {split}{_hint(count)}")
 
-    # Another process may have trained, or moved the folder, in the meantime.
-    watched.check()
-    refuse_if_busy(folder, say, watch)
-    _refuse_if_trained(folder, f"{trained.checkpoint}.pt", versions)
     about = {
         "checkpoint": trained.checkpoint,
         "fingerprint": cache.fingerprint,
@@ -140,13 +138,12 @@ def evaluate(
     }
     if structure:
         about["structure"] = structure
-    with watched.guarded():
-        figures = _write(folder, tag, trained, part, predictions, about, of_regions)
-    if submission is not None:
-        scores = compute_figures(predictions, part, recipe)[1]
-        count = submission.write(part.clips, classes, scores)
-        say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
-    return figures
+    with guard.writing(trained.checkpoint):
+        found = write_evaluation(
+            folder, tag, recipe, classes, part, predictions, about, of_regions, head
+        )
+    write_submission(submission, predictions, part, recipe, classes, say)
+    return found
 
 
 def _place(head: "nn.Module", structure: str, cache: "Cache", device: "torch.device") -> str:
@@ -162,47 +159,6 @@ def _place(head: "nn.Module", structure: str, cache: "Cache", device: "torch.dev
     one, name = structure_named(structure, head, cache)
     head.to(device).force(one)
     return f"_structure-{name}"
-
-
-def _refuse_if_trained(folder: Path, file: str, versions: Mapping[str, Any]) -> None:
-    """Raise FolderBusy if a checkpoint is not of the version that was read."""
-    if version_of(folder / file) != versions.get(file):
-        raise FolderBusy(
-            f"{folder}: {file} was trained further while it was evaluated; nothing was written, "
-            f"evaluate it again"
-        )
-
-
-def _write(
-    folder: Path,
-    tag: str,
-    trained: TrainedHead,
-    part: SplitViews,
-    predictions: Predictions,
-    about: Mapping[str, str],
-    of_regions: Mapping[str, float],
-) -> dict[str, float]:
-    """Write predictions, figures and the structure of all views, if there is one.
-
-    Args:
-        folder: the run folder.
-        tag: what the files are named after.
-        trained: the run's head.
-        part: the split's views.
-        predictions: of these views.
-        about: what the file of figures says before them.
-        of_regions: figures of the head's regions.
-
-    Returns:
-        All figures.
-    """
-    recipe, classes, head = trained.recipe, trained.classes, trained.head
-    figures = write_predictions(folder, tag, predictions, part, recipe, classes)
-    figures |= of_regions
-    if "structure" in about:
-        _write_table(folder / f"structure_{tag}.csv", structure_rows(head.forced, head))
-    run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
-    return figures
 
 
 def _annotated_boxes(
@@ -267,7 +223,7 @@ def exchange_structures(
     """
     folder = Path(folder)
     watch = refuse_if_busy(folder, say)
-    watched = _watch(folder)
+    watched = watch_run(folder)
     if phase:
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint)
@@ -280,20 +236,5 @@ def exchange_structures(
     rows += [list(astuple(row)) for row in found]
     refuse_if_busy(folder, say, watch)
     with watched.guarded():
-        _write_table(folder / f"exchange_{tag}.csv", rows)
+        write_rows(folder / f"exchange_{tag}.csv", rows)
     return found
-
-
-def _write_table(path: Path, rows: Iterable[Sequence]) -> None:
-    text = io.StringIO()
-    write_table(text, rows)
-    run_files.write_text(path, text.getvalue())
-
-
-def _watch(folder: Path) -> WatchedFolder:
-    try:
-        return WatchedFolder(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{folder}: no such folder; expected the folder of a run that `vidgraph train` made"
-        ) from None

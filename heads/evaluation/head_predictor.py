@@ -163,13 +163,26 @@ def _join(
             f"the head's logits on split {part.split} are not finite: its weights diverged; lower "
             f"train.lr"
         )
-    loss = math.nan
-    if part.targets is not None:
-        loss_function = loss_of(predictor.recipe.data.target)
-        targets = torch.from_numpy(part.targets[video])
-        loss = loss_function(torch.from_numpy(table), targets).item()
+    loss = loss_of_views(table, part, predictor.recipe)
     arrays = {name: np.concatenate(batches) for name, batches in stored.items()}
     return Predictions(table, rows, video, loss, seconds, arrays)
+
+
+def loss_of_views(logits: np.ndarray, part: SplitViews, recipe: Recipe) -> float:
+    """Compute the mean loss over the views of a split.
+
+    Args:
+        logits: [R,K] of every view.
+        part: the split.
+        recipe: says what kind of label a video has.
+
+    Returns:
+        The loss; NaN without labels.
+    """
+    if part.targets is None:
+        return math.nan
+    targets = torch.from_numpy(part.targets[part.all_rows()[1]])
+    return loss_of(recipe.data.target)(torch.from_numpy(logits), targets).item()
 
 
 def compute_figures(

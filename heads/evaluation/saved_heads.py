@@ -13,6 +13,7 @@ from heads.evaluation.head_predictor import compute_figures, open_store
 from heads.evaluation.head_predictor import predict as predict_views
 from heads.interface.clips import Dims, dims_from
 from heads.interface.loss import device_for
+from heads.interface.run_records import RUN
 from heads.runs import run_files
 from heads.runs.head_versions import refuse_changed_head
 from heads.runs.start_weights import default_checkpoint
@@ -35,6 +36,8 @@ VIEWS_ONLY = {
     "precision",
     "dtype",
 }
+# Those that decide where boxes are. A cache without boxes has none of them.
+OF_BOXES = {"proposals", "proposal_options", "roi_pool", "resize"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TrainedHead:
             run of an earlier version.
         dims: the sizes that the head was built for.
         seed: the run's seed.
+        folder: the run folder.
     """
 
     checkpoint: str
@@ -61,6 +65,7 @@ class TrainedHead:
     manifest: Mapping | None = None
     dims: Dims | None = None
     seed: int = 0
+    folder: Path | None = None
 
 
 def load_run(folder: Path | str, cache: Cache | Path | str, checkpoint: str = "") -> TrainedHead:
@@ -124,6 +129,72 @@ def predict(
     return VideoScores(views.clips, run.classes, scores, views.targets)
 
 
+@dataclass(frozen=True)
+class SavedHead:
+    """A checkpoint of a run, read and not yet built.
+
+    Attributes:
+        checkpoint: its name, such as "best".
+        path: its file.
+        saved: what the file holds.
+        recipe: the recipe, of one phase, that trained the head.
+        classes: class names in the order of their ids.
+        dims: the sizes that the head was built for.
+    """
+
+    checkpoint: str
+    path: Path
+    saved: Mapping
+    recipe: Recipe
+    classes: tuple[str, ...]
+    dims: Dims
+
+    def build(self) -> nn.Module:
+        """Build the head with its weights, on the CPU; ValueError if they do not fit."""
+        choice = self.recipe.head
+        head = build_head(choice.name, self.dims, len(self.classes), **choice.options)
+        try:
+            head.load_state_dict(self.saved["state"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{self.path}: weights of another head: {reason}") from None
+        return head
+
+
+def read_saved(
+    folder: Path, checkpoint: str = "", settings: Mapping[str, str] | None = None
+) -> SavedHead:
+    """Read a checkpoint of a run.
+
+    Args:
+        folder: the run folder.
+        checkpoint: "best", "last", a phase's name, or "" for the one of the run's own figures.
+        settings: values that replace those of the recipe's table `evaluate`.
+
+    Raises:
+        ValueError: no run there, one on generated frames, or a head that computes something
+            else now.
+    """
+    name = checkpoint or default_checkpoint(folder)
+    path = folder / f"{name}.pt"
+    saved = run_files.load_checkpoint(path)
+    about = saved["about"]
+    refuse_changed_head(
+        path, about, "Train it anew; its figures and predictions of that time stay in its folder"
+    )
+    table = about["recipe"]
+    options = {**table["evaluate"], **(settings or {})}
+    recipe = recipe_from({**table, "evaluate": options}, str(folder))
+    recipe = recipe.of(saved.get("phase", PLAIN))
+    if "dims" not in about or "config" not in about:
+        raise ValueError(
+            f"{folder}: this run was trained on generated frames and not on videos; expected a run "
+            f"on a cache of `vidgraph extract`, or from its videos"
+        )
+    classes, dims = tuple(about["classes"]), dims_from(about["dims"])
+    return SavedHead(name, path, saved, recipe, classes, dims)
+
+
 def load_trained(
     folder: Path, cache: Cache, checkpoint: str = "", settings: Mapping[str, str] | None = None
 ) -> TrainedHead:
@@ -138,33 +209,27 @@ def load_trained(
     Raises:
         ValueError: no run there, a cache of other features, or weights that do not fit the head.
     """
-    name = checkpoint or default_checkpoint(folder)
-    path = folder / f"{name}.pt"
-    saved = run_files.load_checkpoint(path)
-    about = saved["about"]
-    refuse_changed_head(
-        path, about, "Train it anew; its figures and predictions of that time stay in its folder"
-    )
-    table = about["recipe"]
-    options = {**table["evaluate"], **(settings or {})}
-    recipe = recipe_from({**table, "evaluate": options}, str(folder))
-    recipe = recipe.of(saved.get("phase", PLAIN))
+    found = read_saved(folder, checkpoint, settings)
+    about = found.saved["about"]
 
-    config = _config_of(saved, cache, path)
+    config = _config_of(found.saved, cache, found.path)
     own_cache = cache.fingerprint == about["fingerprint"] and config == about["config"]
     if not own_cache:
         _require_same_features(config, cache)
-    classes, dims = tuple(about["classes"]), dims_from(about["dims"])
-    _require_same_channels(dims, cache)
+    _require_same_channels(found.dims, cache)
 
-    head = build_head(recipe.head.name, dims, len(classes), **recipe.head.options)
-    try:
-        head.load_state_dict(saved["state"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: weights of another head: {reason}") from None
     record, seed = about.get("manifest"), about.get("seed", 0)
-    return TrainedHead(name, head, recipe, classes, own_cache, record, dims, seed)
+    return TrainedHead(
+        found.checkpoint,
+        found.build(),
+        found.recipe,
+        found.classes,
+        own_cache,
+        record,
+        found.dims,
+        seed,
+        folder,
+    )
 
 
 def require_same_backbone(config: Mapping, cache: Cache) -> None:
@@ -189,8 +254,6 @@ def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:
     config, phase = saved["about"]["config"], saved.get("phase", PLAIN)
     if "backbone" not in saved:
         return config
-    if recipe_from(saved["about"]["recipe"]).phase(phase).frames.train_from == "none":
-        return config
 
     # Several files of a run may hold the same backbone, and the cache may come from any of them.
     others = [path.with_name(f"{name}.pt") for name in ("best", "last", phase)]
@@ -200,11 +263,29 @@ def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:
             continue
         if _has_backbone(file, saved["backbone"]):
             return {**config, "weights": cache.config["weights"]}
+    if recipe_from(saved["about"]["recipe"]).phase(phase).frames.train_from == "none":
+        return config
     raise ValueError(
         f"{path.parent} trained its backbone too, and {cache.path} has features of another "
-        f"backbone: extract a cache with --weights {path}; what the run predicted from frames is "
-        f"in its predictions_SPLIT.npz"
+        f"backbone: leave --cache out to evaluate from frames, or extract a cache with "
+        f"--weights {path}"
     )
+
+
+def trained_its_backbone(folder: Path, checkpoint: str = "") -> bool:
+    """Return whether a run trained a backbone beside its head, so that no cache has its features.
+
+    Args:
+        folder: the run folder.
+        checkpoint: as for `read_saved`.
+    """
+    path = folder / f"{checkpoint or default_checkpoint(folder)}.pt"
+    saved = run_files.load_checkpoint(path)
+    if "backbone" not in saved:
+        return False
+    phase = recipe_from(saved["about"]["recipe"]).phase(saved.get("phase", PLAIN))
+    no_cache = run_files.read_json(folder / "run.json", RUN).get("cache") is None
+    return no_cache or phase.frames.train_from != "none"
 
 
 def _has_backbone(file: Path, backbone: Mapping) -> bool:
@@ -220,17 +301,40 @@ def _require_same_features(config: Mapping, cache: Cache, keys: Iterable[str] = 
 
     `keys`: the keys to compare; () for all that decide the features.
     """
-    keys = keys or sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
-    differing = []
-    for key in keys:
-        of_run, of_cache = config.get(key), cache.config.get(key)
-        if of_run != of_cache:
-            differing.append(f"{key} {of_run!r} there, {of_cache!r} here")
+    differing = feature_differences(config, cache.config, keys)
     if differing:
         raise ValueError(
             f"{cache.path}: its features are not those that the run was trained on: "
             f"{'; '.join(differing)}"
         )
+
+
+def feature_differences(
+    config: Mapping, other: Mapping, keys: Iterable[str] = (), ignored: Iterable[str] = ()
+) -> list[str]:
+    """Compare what decides the features of two caches.
+
+    What decides boxes does not count where one of the caches has none: a head that reads boxes
+    misses them by name, and no other field depends on them.
+
+    Args:
+        config: the configuration of a run's cache, "there" in the texts.
+        other: that of another one, "here".
+        keys: the keys to compare; () for all that decide the features.
+        ignored: keys that do not count.
+
+    Returns:
+        A text for each key that differs.
+    """
+    keys = set(keys) or (config.keys() | other.keys()) - VIEWS_ONLY
+    if "proposals" not in config or "proposals" not in other:
+        keys -= OF_BOXES
+    differing = []
+    for key in sorted(keys - set(ignored)):
+        there, here = config.get(key), other.get(key)
+        if there != here:
+            differing.append(f"{key} {there!r} there, {here!r} here")
+    return differing
 
 
 def _require_same_channels(dims: Dims, cache: Cache) -> None:

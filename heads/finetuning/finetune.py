@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heads.config.recipe import PLAIN, Recipe, command_of
-from heads.config.recipe_tables import Phase
+from heads.config.recipe import PLAIN, Recipe, command_of, recipe_from
+from heads.config.recipe_tables import PLAIN_BACKBONE_LR, FrameOptions, Phase
 from heads.data.splits import cache_dims, print_excluded
 from heads.evaluation.saved_heads import require_same_backbone
 from heads.finetuning.agreement import check_agreement
@@ -32,12 +32,14 @@ from heads.finetuning.joint_network import JointNetwork, joint_dims
 from heads.finetuning.video_views import BOXES, PlannedCache, VideoViews
 from heads.interface.clips import Dims, MissingFields
 from heads.interface.loss import device_for
+from heads.interface.run_records import RUN
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.start_weights import checkpoint_of, other_classifier, take_weights
 from heads.training.study import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
+from pipeline.cache.asked import extraction_record
 from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
@@ -86,7 +88,7 @@ def frames_phase(recipe: Recipe, name: str = "", **frames: Any) -> tuple[Recipe,
 
     Args:
         recipe: the whole recipe. One without phases becomes one of a single phase that reads
-            frames.
+            frames, in which the backbone learns at a tenth of the head's rate.
         name: of the phase; "" for the first that reads frames.
         **frames: values to replace in the phase's `FrameOptions`.
 
@@ -100,7 +102,9 @@ def frames_phase(recipe: Recipe, name: str = "", **frames: Any) -> tuple[Recipe,
         if name not in ("", PLAIN):
             # Raises the error for a phase that the recipe does not have.
             recipe.phase(name)
-        recipe = replace(recipe, train=None, phases=(Phase(PLAIN, recipe.train, reads="frames"),))
+        own = FrameOptions(backbone_lr=PLAIN_BACKBONE_LR)
+        only = Phase(PLAIN, recipe.train, reads="frames", frames=own)
+        recipe = replace(recipe, train=None, phases=(only,))
 
     if name:
         phase = recipe.phase(name)
@@ -165,9 +169,11 @@ def finetune(
 
     folder = Path(folder)
     with join_processes(device_for(device, options.precision)) as (processes, own_device):
-        setup = _Setup(recipe, phase, cache, config, manifest, source_options, options, own_device)
         if not processes.first:
             say = print_nothing
+        if options.resume:
+            recipe, phase = _as_it_began(recipe, phase, folder, say)
+        setup = _Setup(recipe, phase, cache, config, manifest, source_options, options, own_device)
         # Before there is a folder, so that a wrong start leaves none.
         if not (folder / "last.pt").exists():
             setup.check_start(start, folder)
@@ -191,9 +197,29 @@ def finetune(
                 say=say,
                 about=setup.about(start),
                 conditions={"fresh": source_options.fresh},
-                notes={} if cache is None else {"cache": str(cache.path.resolve())},
+                notes=setup.notes(),
                 begin=begin,
             )
+
+
+def _as_it_began(
+    recipe: Recipe, phase: Phase, folder: Path, say: PrintLine
+) -> tuple[Recipe, Phase]:
+    """Recipe and phase with the backbone's learning rate of the run in `folder`.
+
+    Earlier versions trained the backbone of a recipe without phases at the head's own rate. Such a
+    run goes on as it began.
+    """
+    path = folder / "run.json"
+    if phase.name != PLAIN or phase.frames.backbone_lr != PLAIN_BACKBONE_LR or not path.exists():
+        return recipe, phase
+    before = recipe_from(runs.read_json(path, RUN)["recipe"], str(folder))
+    of_all = FrameOptions().backbone_lr
+    if [one.frames.backbone_lr for one in before.phases if one.name == PLAIN] != [of_all]:
+        return recipe, phase
+    say(f"{folder}: the backbone goes on with the head's learning rate, as the run began")
+    phase = replace(phase, frames=replace(phase.frames, backbone_lr=of_all))
+    return replace(recipe, phases=(phase,)), phase
 
 
 class _Setup:
@@ -341,6 +367,18 @@ class _Setup:
             about["start"] = str(start)
         return about
 
+    def notes(self) -> dict[str, Any]:
+        """Further entries of run.json: the cache, and how its features were made."""
+        if self.cache is None:
+            return {"extraction": {"asked": self.config.as_asked()}}
+        # As the cache was made, but with the files where they are now.
+        record = extraction_record(self.cache.path)
+        asked = self.config.as_asked() | {"keep": record["asked"]["keep"]}
+        return {
+            "cache": str(self.cache.path.resolve()),
+            "extraction": {**record, "asked": asked},
+        }
+
     def begin(
         self,
         network: JointNetwork,
@@ -352,7 +390,9 @@ class _Setup:
         """Load the start weights, then compare frames and cache; before the first mini-batch."""
         other_backbone = False
         path = self.check_start(start, folder)
-        if path is not None:
+        if path is None:
+            self._say_random(say)
+        else:
             saved = runs.load_checkpoint(path)
             choice = self.recipe.head
             other = other_classifier(path, network.head, choice, self.frame_dims, self.classes)
@@ -372,6 +412,17 @@ class _Setup:
             )
         else:
             say(check_agreement(network, self.cache, source, self.parts["train"]))
+
+    def _say_random(self, say: PrintLine) -> None:
+        """Print what starts from random weights."""
+        say("the head starts from random weights; --start RUN starts it from a trained one")
+        frames = self.phase.frames
+        random = (self.config.weights or "none") == "none"
+        if random and frames.train_from != "none" and frames.backbone_lr < 1:
+            say(
+                f"the backbone starts from random weights too, and learns at "
+                f"{frames.backbone_lr:g} of the head's rate; --backbone-lr 1 trains both alike"
+            )
 
     def _load_backbone(
         self, network: JointNetwork, path: Path, state: Mapping[str, torch.Tensor], say: PrintLine

@@ -72,7 +72,7 @@ class FramePredictor:
         lost_clips = np.array(part.clips, object)[lost].tolist()
         kept = ~np.isin(video, lost)
         tables = {name: table[kept] for name, table in tables.items()}
-        part = _without(part, lost)
+        part = without_videos(part, lost)
         logits = tables.pop("logits")
 
         rows, video = part.all_rows()
@@ -127,8 +127,13 @@ class FramePredictor:
         return summed, self.processes.sum(decoded, device) > 0
 
 
-def _without(part: SplitViews, videos: np.ndarray) -> SplitViews:
-    """A split without the videos of these numbers."""
+def without_videos(part: SplitViews, videos: np.ndarray) -> SplitViews:
+    """Return a split without some of its videos.
+
+    Args:
+        part: the split.
+        videos: numbers of the videos, in 0..V-1.
+    """
     if not len(videos):
         return part
     kept = np.setdiff1d(np.arange(len(part)), videos)

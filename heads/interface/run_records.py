@@ -4,6 +4,7 @@ Only keys that some command reads are listed. `pipeline.cache.records.require` c
 such a table; a key that ends in "?" may be missing.
 """
 
+from pipeline.cache.asked import EXTRACTION
 from pipeline.cache.records import CONFIG, Each, Either, OneOf
 
 NOTHING = type(None)
@@ -47,6 +48,8 @@ RUN = {
     "manifest?": MANIFEST,
     "start?": str,
     "frames?": dict,
+    # How the features were made, with paths of files. Earlier versions recorded none.
+    "extraction?": EXTRACTION,
     "plugins?": Each(str),  # files of plug-ins: SHA-256 -> path
     # Of what each head computes, see heads/interface/changes.py. Earlier versions recorded none.
     "head_versions?": Each(int),

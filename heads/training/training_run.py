@@ -45,6 +45,7 @@ from heads.training.learner import Learner
 from heads.training.phase_start import previous_checkpoint, trained_teachers
 from heads.training.run_description import describe_run, excluded_clips, write_result
 from heads.training.study import Result, Study
+from pipeline.cache.asked import extraction_record
 from pipeline.workers.waiting import PrintLine
 
 
@@ -195,6 +196,10 @@ class TrainingRun:
             "device": str(self.study.device),
             "versions": run_files.versions(),
         }
+        # So that `vidgraph predict` needs no cache.
+        extraction = extraction_record(self.study.cache.path)
+        if extraction is not None:
+            record["extraction"] = extraction
         self.files.begin(record, self.epochs, self.steps, tensorboard)
         self._advance()
 

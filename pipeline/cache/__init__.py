@@ -17,6 +17,8 @@ neither videos nor networks.
     shard_reader   reads one shard (shard_layout asks HDF5; open_files limits descriptors)
     shard_check    verifies every byte of a shard (value_checks looks at the numbers)
     good_rows      the rows of a damaged shard that can be kept
+    asked          the options of a cache's extraction and graphs, with paths
+    accepted       the failed clips that a person has accepted
     records        types and sizes of everything that is read from JSON
 """
 

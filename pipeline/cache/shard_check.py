@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,18 +52,20 @@ class ShardChecker:
 
     Attributes:
         folder: the cache.
+        accepted: the failed clips that are no finding.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, accepted: Collection[str] = ()):
         """Remember the cache; it is opened in the process that checks.
 
         Args:
             folder: the cache.
+            accepted: ids of failed clips that a person has accepted.
         """
-        self.folder = folder
+        self.folder, self.accepted = folder, frozenset(accepted)
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder}
+        return {"folder": self.folder, "accepted": self.accepted}
 
     @cached_property
     def plan(self) -> Shards:
@@ -79,7 +81,7 @@ class ShardChecker:
         Returns:
             The findings, and how many views were read.
         """
-        check = _Check(self.plan, *job)
+        check = _Check(self.plan, *job, self.accepted)
         try:
             check.run()
         except _Stop:
@@ -118,7 +120,8 @@ class _HashProgress:
 class _Check:
     """The check of one shard of one stage."""
 
-    def __init__(self, plan: Shards, stage: str, shard: int):
+    def __init__(self, plan: Shards, stage: str, shard: int, accepted: Collection[str] = ()):
+        self.accepted = accepted
         self.plan, self.stage, self.shard, self.path = plan, stage, shard, plan.path(shard, stage)
         self.findings: list[ShardFinding] = []
         self.views, self.hashed = 0, _HashProgress()
@@ -324,6 +327,8 @@ class _Check:
                 if row < len(clips):
                     failed[clips[row]] = None
         for clip in failed | dict.fromkeys(reasons):
+            if clip in self.accepted:
+                continue
             self.say(f"failed: {reasons.get(clip, 'no reason recorded')}", f" clip {clip}")
 
 

@@ -1,6 +1,7 @@
 """Files on disk: complete or absent, checked for damage, and known by who is writing them.
 
     atomic_files     files that appear whole or not at all; checksums; sealed JSON
+    scratch          folders that go with the work
     owners           names of claims and part files, and whether their process still lives
     regular_files    opening regular files only, and reading small ones within a limit
     watched_folder   noticing that a run's folder was moved, deleted or replaced

@@ -129,6 +129,16 @@ def scan_folder(
     return scan
 
 
+def is_folder_of_frames(folder: str | Path) -> bool:
+    """Return whether a folder is itself one clip: it has pictures, and no video below it.
+
+    Args:
+        folder: the folder.
+    """
+    first = next(_walk(Path(folder).resolve(), "", FolderScan()), None)
+    return first == ""
+
+
 def _find_clips(folder: Path, scan: FolderScan) -> list[str]:
     """Return the paths of all clips that a manifest can name. ManifestError if there is none."""
     if not folder.is_dir():

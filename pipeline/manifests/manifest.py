@@ -282,7 +282,9 @@ def inside(root: str | Path, clip: Clip) -> Path:
     return target
 
 
-def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Manifest:
+def write_manifest(
+    path: str | Path, rows: Iterable[Mapping[str, object]], root: str | Path | None = None
+) -> Manifest:
     """Write a manifest and read it back.
 
     The file appears whole or not at all, and only if `read_manifest` accepts it.
@@ -291,6 +293,7 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
         path: the CSV file; it is replaced if it exists.
         rows: clip, path, split, label and further columns, the same in all rows. `label` is text
             or a list of classes; None is an empty cell.
+        root: the folder that no path may leave; default: the file's folder.
 
     Returns:
         The manifest as read back.
@@ -324,7 +327,8 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
             file.flush()
             os.fsync(file.fileno())
         # Read back before it gets its name: what cannot be read does not replace an older file.
-        manifest = _read(part, path.parent, shown_path=path)
+        home = path.parent if root is None else Path(root)
+        manifest = _read(part, home, shown_path=path)
         move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)

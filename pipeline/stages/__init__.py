@@ -10,7 +10,8 @@ The room composes all other rooms of `pipeline`, except for `digits`. Its verbs 
     pipeline.stages.repair.as_extracted    the options that write a damaged shard again
 
 `extract` is the loop over shards, `shard_composer` writes one shard, and `frozen_networks` turns
-pixels into tensors. `bottleneck` says what held a run back.
+pixels into tensors. `passing_extract` hands out shards that nobody keeps. `recorded` turns the
+record of an extraction into its config again. `bottleneck` says what held a run back.
 """
 
 from pipeline.lazy_names import load_lazily

@@ -4,6 +4,7 @@ The device, the number of workers and the batch size are not here. They say how 
 what it computes (`pipeline.stages.jobs.RunOptions`).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -193,6 +194,18 @@ class ExtractConfig:
         if not self.wants_boxes:
             for key in OF_BOXES:
                 record.pop(key, None)
+        return record
+
+    def as_asked(self) -> dict[str, Any]:
+        """Return the config as `from_dict` takes it, with paths that hold in every folder."""
+        record = asdict(self)
+        options = {}
+        for key, value in self.proposal_options.items():
+            is_path = key == "file" or os.path.isfile(str(value))
+            options[key] = os.path.abspath(value) if is_path else value
+        record["proposal_options"] = options
+        if os.path.isfile(self.weights):
+            record["weights"] = os.path.abspath(self.weights)
         return record
 
     @classmethod

@@ -1,45 +1,23 @@
 """Repair a cache: extract bad shards again, with the options that they were extracted with."""
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from pipeline.cache.asked import readable_statistics
 from pipeline.cache.folder import open_folder
 from pipeline.cache.reader import Cache, CacheError
-from pipeline.cache.records import read_statistics
 from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import Damaged, done_marker
 from pipeline.manifests.manifest import Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.jobs import RunOptions
+from pipeline.stages.recorded import MovedFiles, with_moved
 from pipeline.video.video_identity import changed_videos
 from pipeline.workers.waiting import PrintLine
-
-# The options of `vidgraph repair` that say where a file of the source of boxes is now.
-FLAGS = {"file": "--annotations", "weights": "--proposal-weights"}
-
-
-@dataclass(frozen=True)
-class MovedFiles:
-    """Where files are now that the first run found elsewhere. None: where they were.
-
-    The content of the last three must be the same: the cache's fingerprint covers it.
-
-    Attributes:
-        root: the folder of the videos.
-        weights: the backbone's weights.
-        annotations: the file of annotated boxes.
-        proposal_weights: the weights of the source of boxes.
-    """
-
-    root: str | Path | None = None
-    weights: str | Path | None = None
-    annotations: str | Path | None = None
-    proposal_weights: str | Path | None = None
 
 
 def as_extracted(
@@ -63,7 +41,7 @@ def as_extracted(
             message names the option that says where it is.
     """
     cache, moved = Cache(path), moved or MovedFiles()
-    record = next(_records(cache.path, "features"), None)
+    record = next(readable_statistics(cache.path, "features"), None)
     if record is None:
         raise CacheError(
             f"{cache.path}: no shard's statistics can be read; run `vidgraph extract` with the "
@@ -74,7 +52,7 @@ def as_extracted(
             f"{cache.path}: expected a cache of `vidgraph extract`, this one was filled by "
             f"something else, such as `vidgraph reproduce`, which alone can fill it again"
         )
-    config = _with_moved(ExtractConfig.from_dict(record["asked"]), moved)
+    config = with_moved(ExtractConfig.from_dict(record["asked"]), moved)
 
     manifest = _stored_manifest(cache, moved.root)
     if not manifest.root.is_dir():
@@ -143,7 +121,7 @@ def redo_graphs(
     """
     cache = Cache(path)
     made: Counter[tuple] = Counter()
-    for record in _records(cache.path, "graphs"):
+    for record in readable_statistics(cache.path, "graphs"):
         if "options" in record:
             options = record["options"]
             tracks = options.get("tracks", False)
@@ -161,40 +139,3 @@ def redo_graphs(
     return build_graphs(
         path, which, neighbours or 1, workers, device, compression, say=say, tracks=tracks
     )
-
-
-def _with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
-    """The config with its files where they are now."""
-    options = dict(config.proposal_options)
-    for key, path in (("file", moved.annotations), ("weights", moved.proposal_weights)):
-        if path is None:
-            continue
-        if key not in options:
-            raise ValueError(
-                f"{FLAGS[key]}: the boxes of this cache ({config.proposals}) came from no such "
-                f"file; leave it out"
-            )
-        options[key] = os.path.abspath(path)
-
-    weights = config.weights if moved.weights is None else str(moved.weights)
-    _require_where_it_was("--weights", weights)
-    for key, flag in FLAGS.items():
-        if key in options:
-            _require_where_it_was(flag, str(options[key]))
-    return replace(config, weights=weights, proposal_options=options)
-
-
-def _require_where_it_was(flag: str, path: str) -> None:
-    if os.path.isabs(path) and not os.path.exists(path):
-        raise ValueError(
-            f"{path}: no such file, expected it where the first run found it; pass {flag} with "
-            f"where it is now"
-        )
-
-
-def _records(cache: Path, stage: str) -> Iterator[dict]:
-    """The statistics of a stage's shards, as far as they can be read."""
-    for path in sorted((cache / stage).glob("*.json")):
-        # Damaged ones are about to be redone. Those of another shard say the same.
-        with suppress(Damaged, OSError):
-            yield read_statistics(path.with_suffix(".h5"))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -395,7 +395,7 @@ class ShardComposer:
             "batch": self.options.batch,
             "workers": self.workers,
             # With paths, which the fingerprint leaves out: `repair` needs them.
-            "asked": _with_absolute_paths(asdict(self.models.config)),
+            "asked": self.models.config.as_asked(),
         }
 
 
@@ -405,18 +405,6 @@ def _existing_statistics(path: Path) -> dict:
         return read_statistics(path)
     except (OSError, Damaged):
         return {}
-
-
-def _with_absolute_paths(asked: dict) -> dict:
-    """The config with paths that hold in every working directory."""
-    options = {}
-    for key, value in asked["proposal_options"].items():
-        is_path = key == "file" or os.path.isfile(str(value))
-        options[key] = os.path.abspath(value) if is_path else value
-    weights = asked["weights"]
-    if os.path.isfile(weights):
-        weights = os.path.abspath(weights)
-    return {**asked, "weights": weights, "proposal_options": options}
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

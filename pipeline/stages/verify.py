@@ -2,12 +2,13 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
+from pipeline.cache.accepted import accepted_clips
 from pipeline.cache.reader import STAGES
 from pipeline.cache.shard_check import GRAPHS, REPAIR, ShardChecker, ShardFinding
 from pipeline.cache.shards import Shards
@@ -24,7 +25,8 @@ SUFFIXES = (".h5", ".json")
 # are not ours.
 HALF_WRITTEN = re.compile(
     rf"({SHARD}|cache)\.claim"
-    rf"|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest(\.next)?\.csv)\..+\.(part|claiming)"
+    rf"|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest(\.next)?\.csv|accepted\.json)"
+    r"\..+\.(part|claiming)"
 )
 
 Advance = Callable[[int, int], None]
@@ -62,12 +64,15 @@ def verify(path: str | Path, workers: int = 0) -> list[ShardFinding]:
     return inspect(path, workers).findings
 
 
-def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
+def bad_shards(
+    path: str | Path, workers: int = 0, with_accepted: bool = False
+) -> dict[str, list[int]]:
     """Find the shards that are damaged, missing, stale, or hold failed clips.
 
     Args:
         path: the cache.
         workers: as for `inspect`.
+        with_accepted: as for `inspect`.
 
     Returns:
         Stage -> numbers of shards, of every stage of the cache.
@@ -75,7 +80,7 @@ def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
     Raises:
         Damaged: cache.json or the manifest's copy is damaged, so that the shards are unknown.
     """
-    report = inspect(path, workers)
+    report = inspect(path, workers, with_accepted=with_accepted)
     # A finding about the folder itself says that nothing else could be read.
     if not any(report.shards.values()):
         for finding in report.findings:
@@ -106,7 +111,10 @@ def shards_to_repair(path: str | Path, workers: int = 0) -> list[int]:
 
 
 def inspect(
-    path: str | Path, workers: int = 0, announce: Callable[[int], Advance] | None = None
+    path: str | Path,
+    workers: int = 0,
+    announce: Callable[[int], Advance] | None = None,
+    with_accepted: bool = False,
 ) -> VerifyReport:
     """Check a cache: hashes, checksums, shapes, row order, values, failed clips, missing files.
 
@@ -117,6 +125,7 @@ def inspect(
         workers: processes. 0 reads in this process, which a damaged file might crash.
         announce: called once with the bytes to read. It returns a function that is called with
             (bytes read, findings) after every shard.
+        with_accepted: whether failed clips that a person has accepted are findings, too.
 
     Returns:
         The findings, and how much was read.
@@ -126,7 +135,8 @@ def inspect(
     """
     begun, report, folder = time.monotonic(), VerifyReport(), Path(path)
     try:
-        checker = ShardChecker(folder)
+        accepted, damaged = _accepted_clips(folder)
+        checker = ShardChecker(folder, () if with_accepted else accepted)
         plan = checker.plan
     except (Damaged, ManifestError) as error:
         fix = (
@@ -154,7 +164,7 @@ def inspect(
             report.views[stage] += views
             report.bytes[stage] += sizes[stage, shard]
             advance(sizes[stage, shard], len(findings))
-    report.findings += [*_missing_shards(plan, jobs), *_foreign_files(plan)]
+    report.findings += [*damaged, *_missing_shards(plan, jobs), *_foreign_files(plan)]
     report.seconds = time.monotonic() - begun
     return report
 
@@ -166,6 +176,17 @@ def stages_of(plan: Shards) -> tuple[str, ...]:
         plan: its shards.
     """
     return (*plan.stages, "graphs")
+
+
+def _accepted_clips(folder: Path) -> tuple[Collection[str], list[ShardFinding]]:
+    """The failed clips that were accepted; a finding if their file is damaged."""
+    try:
+        return accepted_clips(folder), []
+    except Damaged as error:
+        # The message ends with what to do, after its only semicolon.
+        what, _, fix = str(error).rpartition("; ")
+        where, _, what = what.partition(": ")
+        return (), [ShardFinding(where, what, fix)]
 
 
 def _findings_of(

@@ -123,6 +123,38 @@ def test_a_trained_head_goes_on_where_it_stopped_and_live_logits_equal_cached_on
     assert runs.read_json(here / "run.json")["cache"] == str(cache.path.resolve())
 
 
+def test_without_a_start_a_line_says_that_the_head_is_random(place, tmp_path):
+    cache, lines = Cache(place / "cache"), []
+    tune(recipe(), tmp_path / "run", cache=cache, say=lines.append)
+    assert "the head starts from random weights; --start RUN starts it from a trained one" in lines
+    assert not any("the backbone starts from random" in line for line in lines)
+    lines.clear()
+    tune(recipe(), tmp_path / "next", cache=cache, start=tmp_path / "run", say=lines.append)
+    assert not any("random weights" in line for line in lines)
+
+
+def test_a_plain_recipe_trains_its_backbone_at_a_tenth_unless_another_factor_is_given():
+    assert frames_phase(recipe())[1].frames.backbone_lr == 0.1
+    assert frames_phase(recipe(), backbone_lr=1.0)[1].frames.backbone_lr == 1.0
+    own = recipe(phases=[{"name": "joint", "reads": "frames", "frames": {"train_from": "stem"}}])
+    assert frames_phase(own)[1].frames.backbone_lr == 1.0
+    table = recipe().as_dict()
+    table["phases"] = [{"name": "joint", "reads": "frames", "train": table.pop("train")}]
+    assert frames_phase(recipe_from(table))[1].frames.backbone_lr == 1.0
+
+
+def test_a_run_that_began_at_the_full_rate_goes_on_with_it(place, tmp_path):
+    """Runs of earlier versions: the same command finds them finished, or continues them."""
+    cache, lines = Cache(place / "cache"), []
+    frames = {"train_from": "res3", "backbone_lr": 1.0}
+    first = tune(recipe(), tmp_path / "run", cache=cache, frames=frames)
+    frames.pop("backbone_lr")
+    again = tune(recipe(), tmp_path / "run", cache=cache, frames=frames, say=lines.append)
+    assert again.metrics == first.metrics
+    assert any("goes on with the head's learning rate" in line for line in lines)
+    assert any("finished before, read back" in line for line in lines)
+
+
 def test_a_start_with_other_classes_brings_all_but_the_classifier(place, tmp_path):
     cache, lines = Cache(place / "cache"), []
     whole = recipe("rstg_map")
