@@ -42,7 +42,10 @@ def command(folder: Path, as_json: bool) -> int:
             age(now - entry.modified),
         )
         table.add_row(entry.kind, *cells, entry.fingerprint[:12])
-    console().print(table)
+    screen = console()
+    # A path that is cut cannot be copied: a long line breaks at the terminal's edge.
+    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options).maximum)
+    screen.print(table, soft_wrap=True)
     return 0
 
 

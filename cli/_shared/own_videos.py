@@ -5,8 +5,11 @@ from pathlib import Path
 import click
 
 from cli._shared.datasets import print_counts
-from cli._shared.options import FOLDER, together
+from cli._shared.options import FOLDER, time_limit_option, together
+from cli._shared.progress import progress
 from cli._shared.say import say
+
+MOST_SHOWN = 10  # videos that cannot be opened, by name
 
 OUT = click.Path(dir_okay=False, path_type=Path)
 force_option = click.option(
@@ -21,17 +24,16 @@ add_option = click.option(
 
 def _split_options(splits: tuple[str, ...], words: str):
     """Make the options that say how splits are chosen."""
-    share = click.FloatRange(0, 1)
     return together(
         [
             click.option(
                 "--split-by", default=splits[0], type=click.Choice(splits), help=f"{words}."
             ),
             click.option(
-                "--val", default=0.1, type=share, help="Share of the clips that is drawn for val."
+                "--val", default=0.1, help="Share of the clips that is drawn for val, 0 to 1."
             ),
             click.option(
-                "--test", default=0.1, type=share, help="Share of the clips that is drawn for test."
+                "--test", default=0.1, help="Share of the clips that is drawn for test, 0 to 1."
             ),
             click.option("--seed", default=0, help="Seed of that drawing."),
         ]
@@ -131,6 +133,106 @@ def folds(
             say(f"  {line}", err=True)
 
 
+@click.command("windows")
+@click.argument("videos", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--length", default=2.0, type=click.FloatRange(min=0, min_open=True), help="Of a window."
+)
+@click.option(
+    "--stride",
+    default=1.0,
+    type=click.FloatRange(min=0, min_open=True),
+    help="From the start of one window to that of the next.",
+)
+@click.option(
+    "--unit",
+    default="seconds",
+    type=click.Choice(["seconds", "frames"]),
+    help="What --length and --stride count.",
+)
+@click.option("--out", default="windows.csv", type=OUT, help="File to write.")
+@_split_options(
+    ("auto", "folders", "class", "hash"), "Splits of a folder's videos, as for `folder`"
+)
+@click.option("--root", type=FOLDER, help="Folder that paths of a manifest start from.")
+@click.option(
+    "--source-fps",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Frame rate of folders of frames, per second.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that read the videos; 0: this one.  [default: one per core]",
+)
+@time_limit_option(120.0)
+@force_option
+def windows(
+    videos: Path,
+    length: float,
+    stride: float,
+    unit: str,
+    out: Path,
+    split_by: str,
+    val: float,
+    test: float,
+    seed: int,
+    root: Path | None,
+    source_fps: float | None,
+    workers: int | None,
+    time_limit: float,
+    force: bool,
+) -> int:
+    """Divide long videos into windows: a row each, with start and end.
+
+    VIDEOS is a folder, as for `folder`; a manifest, whose splits, labels and times are kept; or one
+    video. All windows of a video are in one split. The last window of a video may be shorter, down
+    to half the length.
+    """
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.manifests.rewriting import clips_of, read_cells, spelled_root
+    from pipeline.stages.windows import WindowGrid, make_windows
+    from pipeline.video.view_pixels import ClipOpener
+    from pipeline.workers.cores import cores_here
+
+    grid = WindowGrid(length, stride, unit)
+    if videos.suffix.lower() == ".csv":
+        manifest = read_manifest(videos, root)
+        cells, clips = read_cells(manifest), manifest.clips
+        base = Path(spelled_root(manifest))
+    else:
+        base = videos if videos.is_dir() else videos.parent
+        cells = _rows_of(videos, split_by, val, test, seed)
+        clips = clips_of(cells, base)
+
+    opener = ClipOpener(base.resolve(), source_fps=source_fps)
+    workers = min(len(clips), cores_here()) if workers is None else workers
+    with progress("windows", len(clips), "videos") as advance:
+        found = make_windows(clips, opener, grid, workers, time_limit, advance)
+    for name, reason in found.failures[:MOST_SHOWN]:
+        say(f"{name}: {reason}", err=True)
+    if found.failures:
+        say(f"{len(found.failures):,} of {len(clips):,} videos cannot be opened", err=True)
+
+    rows = []
+    for clip, name, start, end in found.rows:
+        rows.append({**cells[clip.position], "clip": name, "start": start, "end": end})
+    if not rows:
+        raise ValueError(f"{videos}: no video can be opened, so there is no window to write")
+    write_rows(rows, base, out, add=False, force=force)
+    return 3 if found.failures else 0
+
+
+def _rows_of(videos: Path, split_by: str, val: float, test: float, seed: int) -> list[dict]:
+    """The rows of a folder of videos, or of one video."""
+    from pipeline.manifests.folder_scan import id_of, scan_folder
+
+    if videos.is_dir():
+        return scan_folder(videos, split_by, val, test, seed).rows
+    row = {"clip": id_of(videos.name), "path": videos.name, "split": "test", "label": ""}
+    return [row]
+
+
 def write_rows(rows: list[dict], videos: Path, out: Path, add: bool, force: bool) -> None:
     """Write the rows of a manifest, and print what it holds.
 
@@ -163,4 +265,4 @@ def write_rows(rows: list[dict], videos: Path, out: Path, add: bool, force: bool
         say(f"  {line}", err=True)
 
 
-COMMANDS = (from_folder, folds)
+COMMANDS = (from_folder, windows, folds)

@@ -37,8 +37,9 @@ from pipeline.workers.waiting import PrintLine, WaitMessages
 PIECE = 10_000
 
 # How videos are read. Version 1 trusted the rates of headers, kept stored pixels, and turned but
-# did not mirror. Version 2 shows videos as a player does.
-READING = 2
+# did not mirror. Version 2 shows videos as a player does. Version 3 also stores seconds of steps.
+READING = 3
+AS_PLAYERS, WITH_TIMES = 2, 3
 
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -229,7 +230,7 @@ def decoding_warning(folder: Path) -> str:
     Returns:
         The warning, or "" if this version made the cache.
     """
-    if read_cache_json(folder).get("reading", 1) == READING:
+    if read_cache_json(folder).get("reading", 1) >= AS_PLAYERS:
         return ""
     return (
         f"{folder}: an earlier version began this cache. It read some videos differently: those "
@@ -237,6 +238,15 @@ def decoding_warning(folder: Path) -> str:
         "odd heights or more than 8 bits. If you have such videos, extract to a new folder, "
         "because their old and new views would differ"
     )
+
+
+def stores_times(folder: Path) -> bool:
+    """Return whether the shards of a cache hold the field `time`; older caches lack it.
+
+    Args:
+        folder: the cache.
+    """
+    return read_cache_json(folder).get("reading", 1) >= WITH_TIMES
 
 
 def read_manifest_copy(folder: Path, record: dict) -> Manifest:

@@ -108,7 +108,7 @@ def scan_folder(
 
     ids: set[str] = set()
     for path in paths:
-        clip = _id_of(path)
+        clip = id_of(path)
         # Such as "%20a.mp4" beside " a.mp4".
         if clip in ids:
             scan.ignored.append(f"{path} (its id {clip!r} is that of another file)")
@@ -216,7 +216,7 @@ def _fits(path: str, ignored: list[str]) -> bool:
     except UnicodeEncodeError:
         ignored.append(f"{path!a} ({_not_utf8(path)})")
         return False
-    if path and wrong_id(_id_of(path)):
+    if path and wrong_id(id_of(path)):
         ignored.append(ascii(path[:60]) + " (its name has control characters)")
         return False
     foreign = foreign_path(path)
@@ -226,10 +226,13 @@ def _fits(path: str, ignored: list[str]) -> bool:
     return True
 
 
-def _id_of(path: str) -> str:
+def id_of(path: str) -> str:
     """Return the clip id of a path: the path itself, with %20 for blanks at its ends.
 
     A path that is too long for an id is cut, and a digest of the whole follows.
+
+    Args:
+        path: relative to the folder of the videos.
     """
     inner = path.strip()
     clip = path

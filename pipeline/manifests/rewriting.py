@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.files.regular_files import open_regular
 from pipeline.manifests.manifest import (
     ROOT,
+    Clip,
     Manifest,
     ManifestError,
     read_manifest,
@@ -31,6 +32,21 @@ def read_cells(manifest: Manifest) -> list[dict[str, str]]:
         text = text_files.without_mark(file.read()).decode()
     records = [cells for cells in csv.reader(io.StringIO(text, newline="")) if cells]
     return [dict(zip(manifest.columns, cells, strict=True)) for cells in records[1:]]
+
+
+def clips_of(rows: Iterable[Mapping[str, str]], videos: str | Path) -> list[Clip]:
+    """Return the clips of rows that are in no manifest yet.
+
+    Args:
+        rows: the cells `clip`, `path`, `split` and `label`, as `scan_folder` makes them.
+        videos: the folder that paths start from.
+    """
+    clips = []
+    for position, row in enumerate(rows):
+        place = os.path.join(os.path.abspath(videos), row["path"])
+        labels = (row["label"],) if row["label"] else ()
+        clips.append(Clip(row["clip"], place, row["split"], labels, position=position))
+    return clips
 
 
 def root_for(videos: str | Path, out: str | Path) -> str:

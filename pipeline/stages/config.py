@@ -24,7 +24,7 @@ RESIZES = ("pil", "device")
 NESTED = ("backbone_options", "proposal_options")
 
 # Fields that every shard has, so that `keep` need not name them.
-ALWAYS_WRITTEN = ("frames", "crop", "flip", "grid")
+ALWAYS_WRITTEN = ("frames", "crop", "flip", "time", "grid")
 
 TEXTS = (
     *("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype"),

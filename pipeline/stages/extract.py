@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.fields import GROUPS
-from pipeline.cache.folder import decoding_warning
+from pipeline.cache.folder import decoding_warning, stores_times
 from pipeline.cache.reader import create_cache, read_cache_json, relabelled_clips
 from pipeline.cache.records import read_statistics
 from pipeline.cache.shards import complete_shard
@@ -117,6 +117,7 @@ def extract(
     plan = create_cache(cache, record, manifest, per_shard, say)
     # Absolute, because other processes may have another working directory.
     extractor.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
+    extractor.times = stores_times(plan.folder)
 
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):

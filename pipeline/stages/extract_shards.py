@@ -79,6 +79,7 @@ class ExtractShards:
         cache_id: the cache's folder and its fingerprint.
         advance: called with (clips done, clips failed) after every clip.
         reported: the numbers of the shards whose clips were reported through `advance`.
+        times: whether the cache holds the field `time`.
     """
 
     def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
@@ -95,11 +96,12 @@ class ExtractShards:
         self.cache_id: tuple[Path, str] | None = None
         self.advance: Advance = lambda done, failed: None
         self.reported: set[int] = set()
+        self.times = True
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
         # Without networks and workers: each process makes its own.
-        names = ("config", "root", "options", "redo", "record", "cache_id")
+        names = ("config", "root", "options", "redo", "record", "cache_id", "times")
         state = {name: getattr(self, name) for name in names}
         return {**state, "plugins": given_files()}
 
@@ -107,6 +109,7 @@ class ExtractShards:
         take_over(state["plugins"])
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
         self.record, self.cache_id = state["record"], state["cache_id"]
+        self.times = state["times"]
         keep_freed_memory()
 
     @cached_property
@@ -189,6 +192,7 @@ class ExtractShards:
         """
         from pipeline.stages.shard_rows import decode_tasks
 
+        self.models.times = self.times
         claimed: deque[ClaimedShard] = deque()
         claims: set[Claim] = set()
         # Shards that other runs write.

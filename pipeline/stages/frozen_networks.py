@@ -129,7 +129,10 @@ class StoredShapes:
         weights_sha256: of the backbone's weights, "" without any.
         source: the source of boxes, on the CPU; None if no boxes are wanted.
         num_boxes: N; 0 if no boxes are wanted.
+        times: whether the field `time` is stored, which caches of earlier versions lack.
     """
+
+    times = True
 
     def __init__(self, config: ExtractConfig):
         """Build the networks and load their weights.
@@ -199,6 +202,7 @@ class StoredShapes:
             "frames": (frames,),
             "crop": (6,),
             "flip": (),
+            **({"time": (steps,)} if self.times else {}),
             **dict.fromkeys(self.grids(size), (2,)),
         }
         # What is not known by name is a map at a cut.

@@ -50,6 +50,7 @@ class ViewRow:
         view: frames, crop and flip; None where the clip failed, or the view is `kept`.
         info: what is known of its video.
         pixels: uint8 [F,h,w,3]; None like `view`.
+        times: float32 [T], seconds of its feature steps; None like `view`.
         regions: the boxes of its clip; None like `view`, and if no boxes are wanted.
         kept: whether it is copied from the existing file.
     """
@@ -59,6 +60,7 @@ class ViewRow:
     view: View | None = None
     info: VideoInfo | None = None
     pixels: np.ndarray | None = None
+    times: np.ndarray | None = None
     regions: ClipRegions | None = None
     kept: bool = False
 
@@ -220,11 +222,12 @@ class ShardComposer:
 
         rows = self._rows(position, clip)
         if pixels:
-            for view, frames in zip(pixels.views, pixels.pixels, strict=True):
+            found = zip(pixels.views, pixels.pixels, pixels.times, strict=True)
+            for view, frames, times in found:
                 row = rows[view.group][view.number]
                 if not row.kept:
                     row.view, row.info = view, pixels.info
-                    row.pixels, row.regions = frames, regions
+                    row.pixels, row.times, row.regions = frames, times, regions
         for group, new in rows.items():
             for row in new:
                 self.waiting[group].append(row)
@@ -299,6 +302,8 @@ class ShardComposer:
             if row.view is None:
                 continue
             tensors = _placement(row) | grids | {name: arrays[name][k] for name in keep}
+            if "time" in fields:
+                tensors["time"] = row.times
             for name, array in tensors.items():
                 tensors[name] = _padded(array, fields[name][0])
             try:

@@ -1,6 +1,6 @@
 """What a shard of stage one consists of: decode tasks, rows of its clips, plans of its groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.cache.fields import field_of
@@ -11,6 +11,10 @@ from pipeline.stages.config import clip_opener
 from pipeline.stages.frozen_networks import FrozenNetworks
 from pipeline.video.view_pixels import DecodeViews, ProbeClip
 from pipeline.views.sampling import Sampling, count_views
+
+# Windows of one video that go to one decode worker together: as many as tasks that are under way
+# for each worker (`extract_shards.TASKS_AHEAD`), so that all workers have some.
+RUN = 8
 
 
 def decode_tasks(
@@ -38,9 +42,26 @@ def decode_tasks(
     # Probes come first: the file's shapes follow from the sizes of all clips.
     probes = []
     if config.sampling.test_clips and config.sampling.size_of("test") is None:
-        probes = [ProbeClip(clip, opener) for clip in decoded]
+        probes = [ProbeClip(clip, opener, again) for clip, again, _ in _runs(decoded)]
     views = (config.sampling, config.seed, models.steps, models.frame_size, config.resize)
-    return probes + [DecodeViews(clip, opener, *views) for clip in decoded]
+    tasks = []
+    for clip, again, kin in _runs(decoded):
+        tasks.append(DecodeViews(clip, opener, *views, again=again, kin=kin))
+    return probes + tasks
+
+
+def _runs(clips: Sequence[Clip]) -> Iterator[tuple[Clip, bool, str]]:
+    """Yield (clip, whether the next one is of the same video, name of its run).
+
+    A run is RUN consecutive windows of one video, which one worker decodes: so several workers
+    share a video, and overlapping windows are mostly in the same one.
+    """
+    places = ["", *(clip.place for clip in clips), ""]
+    number = 0
+    for clip, before, after in zip(clips, places, places[2:], strict=False):
+        number = number + 1 if clip.place == before else 0
+        alone = clip.place not in (before, after)
+        yield clip, clip.place == after, "" if alone else f"{clip.place} {number // RUN}"
 
 
 def rows_of(sampling: Sampling, position: int) -> dict[str, range]:

@@ -32,6 +32,7 @@ from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
+from pipeline.workers.affinity import choose_task, kin_of
 from pipeline.workers.arena import Arena, Bell, Block
 from pipeline.workers.module_path import guard_children
 from pipeline.workers.pool_worker import NO_BLOCK, NeedsBlock, receive, serve
@@ -181,6 +182,7 @@ class _Ticket:
         abandoned: nobody waits for it any more.
         deaths: of workers that had started it.
         losses: of workers that had got it and not started it.
+        kin: what it shares with other tasks (`pipeline.workers.affinity`).
     """
 
     def __init__(self, task: Any, number: int = 0):
@@ -193,6 +195,7 @@ class _Ticket:
         self.abandoned = False
         self.deaths = 0
         self.losses = 0
+        self.kin = kin_of(task)
 
     def finish(self, result: Any) -> None:
         self.result = result
@@ -209,7 +212,10 @@ class _Worker:
         deadline: until it is ready, then of its task; by the monotonic clock.
         needs: bytes that its answer takes, while it waits for a block of the shared memory.
         block: the block that it writes its answer to.
+        kin: of its last task.
     """
+
+    kin = ""
 
     def __init__(self, function: bytes, limit: float, arena: Arena | None):
         self.pipe, child_end = _SPAWN.Pipe()
@@ -230,7 +236,7 @@ class _Worker:
 
     def give(self, ticket: _Ticket, limit: float | None) -> None:
         """Send a task. Its time starts now, because the worker is waiting for it."""
-        self.ticket = ticket
+        self.ticket, self.kin = ticket, ticket.kin
         self.started = False
         self.deadline = time.monotonic() + limit if limit else float("inf")
         self.pipe.send_bytes(ticket.payload)
@@ -371,8 +377,12 @@ class _Feeder(threading.Thread):
         return happened
 
     def _feed(self, worker: _Worker) -> None:
+        others = {one.kin for one in self._workers if one is not worker}
         while self._queue:
-            ticket = self._queue.popleft()
+            kins = [ticket.kin for ticket in self._queue]
+            position = choose_task(kins, worker.kin, others)
+            ticket = self._queue[position]
+            del self._queue[position]
             if ticket.abandoned:
                 continue
             try:
@@ -400,9 +410,11 @@ class _Feeder(threading.Thread):
                 worker.pipe.send_bytes(pickle.dumps(NO_BLOCK if block is None else block.start))
 
     def _is_oldest(self, ticket: _Ticket) -> bool:
-        """Whether every earlier task has its result."""
+        """Whether no worker has an earlier task.
+
+        An earlier one that still waits in the queue may need this worker.
+        """
         unfinished = [worker.ticket for worker in self._workers if worker.ticket]
-        unfinished += self._queue
         return ticket.number == min(one.number for one in unfinished)
 
     def _deadline(self) -> float:
