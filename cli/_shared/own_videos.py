@@ -136,13 +136,16 @@ def folds(
 @click.command("windows")
 @click.argument("videos", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--length", default=2.0, type=click.FloatRange(min=0, min_open=True), help="Of a window."
+    "--length",
+    default=2.0,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of a window, in --unit.",
 )
 @click.option(
     "--stride",
     default=1.0,
     type=click.FloatRange(min=0, min_open=True),
-    help="From the start of one window to that of the next.",
+    help="From the start of one window to that of the next, in --unit.",
 )
 @click.option(
     "--unit",

@@ -293,11 +293,15 @@ def recipe_with(
 
 def _key_in(message: str, settings: Mapping[str, Any]) -> str:
     """Return the setting that an error is about; "" if it is about none."""
-    for key in settings:
-        # Phases are numbered in errors of pydantic, and named in keys.
-        last = key.rpartition(".")[2]
-        named = re.search(rf"(, |key |option ')[\w.]*\b{re.escape(last)}\b", message)
-        if named or message.rpartition(": ")[0].endswith(key):
+    for key, value in settings.items():
+        parts = key.split(".")
+        # The table itself may be unknown.
+        tables = [".".join(parts[: k + 1]) for k in range(len(parts))]
+        if any(f"no key {table};" in message for table in tables):
+            return key
+        # Errors of a phase have its number in place of its name, those of a head its option.
+        last = re.search(rf"\b{re.escape(parts[-1])}\b", message)
+        if f", {parts[0]}" in message and (last or repr(value) in message):
             return key
     return ""
 
