@@ -31,7 +31,7 @@ RPN_VIDEOS = 200  # training videos whose frames the RPN is fitted to
 STEPS = 6
 # What --quick takes in place of the defaults: enough to see every stage work.
 QUICK = {"videos": 120, "val_videos": 30, "test_videos": 60, "seeds": 1}
-QUICK_STEPS, QUICK_RPN, QUICK_EPOCHS = 40, 40, 5
+QUICK_STEPS, QUICK_RPN, QUICK_RPN_STEPS, QUICK_EPOCHS = 30, 40, 100, 5
 NEXT = """
 {minutes} min {seconds:.0f} s. Everything is in {out}:
   videos/                        mp4 files, manifest.csv, boxes.csv
@@ -283,8 +283,10 @@ def _networks(
         )
 
     def fit_rpn() -> dict:
-        count = QUICK_RPN if asked.quick else RPN_VIDEOS
-        digit_rpn.fit(rpn, *frames("train", count), seed=asked.seed)
+        count, fewer = RPN_VIDEOS, {}
+        if asked.quick:
+            count, fewer = QUICK_RPN, {"steps": QUICK_RPN_STEPS}
+        digit_rpn.fit(rpn, *frames("train", count), seed=asked.seed, **fewer)
         source = digit_rpn.build(str(rpn), task.size, BOXES)
         found, per_digit = digit_rpn.recall(source, *frames("val", count // 4))
         say(

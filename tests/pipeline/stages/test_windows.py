@@ -125,8 +125,9 @@ def test_one_video_is_enough_and_a_bad_one_is_named(place, tmp_path):
     videos.mkdir()
     (videos / "bad.mp4").write_text("not a video")
     (videos / "good.mp4").write_bytes((place / "videos" / "a" / "one.mp4").read_bytes())
-    done = run(videos, "--out", tmp_path / "both.csv", "--workers", 0)
-    assert done.exit_code == 3
+    command = ["manifest", "windows", str(videos), "--out", str(tmp_path / "both.csv")]
+    done = CliRunner().invoke(vidgraph, [*command, "--workers", "0"], standalone_mode=False)
+    assert done.return_value == 3
     assert "bad.mp4: FFmpeg cannot open it" in done.output
     assert "1 of 2 videos cannot be opened" in done.output
     assert {clip.path.name for clip in read_manifest(tmp_path / "both.csv").clips} == {"good.mp4"}
