@@ -4,8 +4,8 @@
     outcome = ablate_folds(plan, Cache("cache"), "runs/regions", folds)
 
 Each fold is a study of its own in a folder of its own, `runs/regions/fold1`. The table that is
-written beside them has the same rows: a figure is first averaged over the seeds of a fold, then
-mean and standard deviation are over the folds.
+written beside them has the same rows. A figure is first averaged over the seeds of a fold. Mean and
+standard deviation are then over the folds.
 """
 
 import re
@@ -40,13 +40,7 @@ def read_folds(folder: str | Path) -> dict[str, Manifest]:
         ValueError: there are fewer than two, or they are not of the same clips.
     """
     folder = Path(folder)
-    # Pieces of text and numbers take turns, so that fold10 comes after fold9.
-    paths = sorted(
-        folder.glob("*.csv"),
-        key=lambda path: [
-            int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.stem))
-        ],
-    )
+    paths = sorted(folder.glob("*.csv"), key=_natural)
     if len(paths) < 2:
         raise ValueError(
             f"{folder}: expected the manifests of at least two folds, found {len(paths)} CSV "
@@ -62,6 +56,14 @@ def read_folds(folder: str | Path) -> dict[str, Manifest]:
                 f"of one manifest, and leave no other CSV file in the folder"
             )
     return folds
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Return what orders fold10 after fold9: texts and numbers, which take turns."""
+    parts: list[str | int] = list(re.split(r"(\d+)", path.stem))
+    for k in range(1, len(parts), 2):
+        parts[k] = int(parts[k])
+    return parts
 
 
 def ablate_folds(

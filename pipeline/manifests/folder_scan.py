@@ -298,7 +298,7 @@ def _draw_splits(rows: list[dict[str, str]], val: float, test: float, seed: int)
     # Where a class has two clips, one of them is for the test.
     wanted = {"train": 1 - val - test, "test": test, "val": val}
     shares = {split: share for split, share in wanted.items() if share > 1e-9}
-    labels = [(row["label"],) if row["label"] else () for row in rows]
+    labels = [tuple(filter(None, [row["label"]])) for row in rows]
     names = [_without_ending(row["path"]) for row in rows]
     for row, split in zip(rows, draw_parts(labels, names, shares, seed), strict=True):
         row["split"] = split

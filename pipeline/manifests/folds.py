@@ -50,17 +50,19 @@ def fold_rows(
         raise ValueError(f"val: expected a share from 0, below {1 - 1 / k:.3g}, got {val}")
 
     clips = manifest.clips
-    divided = [clip for clip in clips if not (keep_test and clip.split == "test")]
+    divided = list(clips)
+    if keep_test:
+        divided = [clip for clip in clips if clip.split != "test"]
     groups = groups_of(manifest, divided, group)
     if len(set(groups)) < k:
         raise ManifestError(
             f"{manifest.path}: {len(set(groups)):,} groups of clips, expected at least {k} for "
             f"{k} folds; clips of one video count as one"
         )
+    numbers = list(map(str, range(1, k + 1)))
     labels = [clip.labels for clip in divided]
-    numbers = [str(number) for number in range(1, k + 1)]
     folds = draw_parts(labels, groups, dict.fromkeys(numbers, 1 / k), seed)
-    fold_of = {clip.clip: fold for clip, fold in zip(divided, folds, strict=True)}
+    fold_of = dict(zip([clip.clip for clip in divided], folds, strict=True))
 
     cells = read_cells(manifest)
     manifests = []

@@ -22,9 +22,12 @@ def nearest_names(word: str, known: Iterable[str], count: int = 5) -> str:
     if not known:
         return "there are none"
     # Names that hold the word come first: people leave out folders and endings.
-    inside = [name for name in known if word and word.lower() in name.lower()][:count]
+    inside = []
+    for name in known:
+        if word and word.lower() in name.lower():
+            inside.append(name)
     similar = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
-    names = list(dict.fromkeys([*inside, *similar, *known[:count]]))[:count]
+    names = list(dict.fromkeys([*inside[:count], *similar, *known[:count]]))[:count]
     return f"the nearest are {', '.join(names)}" if len(names) > 1 else f"there is only {names[0]}"
 
 
