@@ -12,6 +12,8 @@ RUN      ?=
 VIDEOS   ?=
 STUDY    ?=
 DEMO     ?= demo
+CLIP     ?=
+IN       ?= .
 KIND     ?= folder
 CLUSTER  :=
 BUDGET   ?= 120
@@ -21,9 +23,12 @@ ISA      ?= AVX2
 ACCEPT   ?=
 ARGS     ?=
 
+# A cache for targets that otherwise take the run's own.
+OWN_CACHE = $(if $(filter-out default undefined file,$(origin CACHE)),--cache $(call name,CACHE))
+
 # make expands the variables that it exports to commands. A name may hold dollar signs, so these are
 # not exported.
-unexport MANIFEST CACHE RUNS RUN RECIPE STUDY DEMO ACCEPT VIDEOS
+unexport MANIFEST CACHE RUNS RUN RECIPE STUDY DEMO ACCEPT VIDEOS CLIP IN OWN_CACHE
 
 # $(call name,VARIABLE): the value, quoted for the shell. It may hold blanks, quotes, dollar signs.
 name = '$(subst ','\'',$(value $(1)))'
@@ -33,11 +38,15 @@ given = $(if $(value $(1)),$(call name,$(1)),$(error expected $(1), for example:
 accept = $(if $(value ACCEPT),--accept-failures$(if $(filter-out yes,$(value ACCEPT)),=$(call name,ACCEPT)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate predict ablate \
-  finetune report reproduce-rstg reproduce-dyreg test test-slow test-cpus lint format bench clean
+.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate predict \
+  show ls ablate finetune report reproduce-rstg reproduce-dyreg test test-slow test-cpus lint \
+  format bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'defaults: PYTHON=$(PYTHON) VENV=$(VENV) CACHE=caches/default RUNS=runs DEMO=demo KIND=folder IN=.'
+	@echo '          BUDGET=120 (minutes) TESTERS=auto (one per core) ISA=AVX2'
 
 setup: $(READY) ## make .venv with everything that the project needs (the other targets do it when needed)
 
@@ -75,11 +84,17 @@ repair: $(READY) ## extract bad shards and failed clips again: CACHE=... ARGS=..
 train: $(READY) ## stage three, train a head: RECIPE=... CACHE=... RUNS=... ARGS=...
 	$(BIN)/vidgraph train $(call given,RECIPE) --cache $(call name,CACHE) --runs $(call name,RUNS) $(ARGS)
 
-evaluate: $(READY) ## evaluate a trained head: RUN=folder CACHE=... ARGS=...
-	$(BIN)/vidgraph evaluate $(call given,RUN) --cache $(call name,CACHE) $(ARGS)
+evaluate: $(READY) ## evaluate a trained head: RUN=folder CACHE="the run's own" ARGS=...
+	$(BIN)/vidgraph evaluate $(call given,RUN) $(OWN_CACHE) $(ARGS)
 
-predict: $(READY) ## ask a trained head: RUN=folder VIDEOS="video, folder or manifest" ARGS=...
+predict: $(READY) ## ask a trained head about new videos: RUN=folder VIDEOS="a file or folder" ARGS=...
 	$(BIN)/vidgraph predict $(call given,RUN) $(call given,VIDEOS) $(ARGS)
+
+show: $(READY) ## draw a clip of a cache: CLIP=id CACHE=... ARGS="--run RUN --out clip.png"
+	$(BIN)/vidgraph show $(call given,CLIP) --cache $(call name,CACHE) $(ARGS)
+
+ls: $(READY) ## list the caches and runs below a folder: IN=folder
+	$(BIN)/vidgraph ls $(call name,IN) $(ARGS)
 
 ablate: $(READY) ## train a grid of heads and options: STUDY=... CACHE=... RUNS=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph ablate $(call given,STUDY) --cache $(call name,CACHE) --runs $(call name,RUNS) $(CLUSTER) $(ARGS)

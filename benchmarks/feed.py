@@ -60,7 +60,8 @@ class FreeDecoder:
             height, width = _short_side(task)
             frames = _canvas((len(numbers), height, width, 3))
         # The boxes of these networks are zeros, whatever the frames' numbers are.
-        return ClipPixels(info, views, pixels, numbers, frames, 0.0, "")
+        times = [np.zeros(task.steps, np.float32)] * len(views)
+        return ClipPixels(info, views, pixels, numbers, frames, 0.0, "", times)
 
 
 def _short_side(task: DecodeViews) -> tuple[int, int]:

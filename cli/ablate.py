@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -26,6 +27,12 @@ INTERVAL = 1.0  # seconds between two readings of the members' logs
     "--manifest",
     type=click.Path(path_type=Path),
     help="Labels and splits.  [default: the cache's copy]",
+)
+@click.option(
+    "--folds",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Train on every fold of a cross-validation: the manifests in this folder, as `vidgraph "
+    "manifest folds` writes them. The table is over the folds.",
 )
 @click.option(
     "--runs",
@@ -72,6 +79,7 @@ def command(
     study,
     cache,
     manifest,
+    folds,
     runs,
     name,
     device,
@@ -91,6 +99,8 @@ def command(
     The same command resumes a stopped study, tries failed members again, and trains members that
     were added to the file.
     """
+    if manifest and folds:
+        raise click.UsageError("--manifest and --folds: expected one of them, got both")
     with (
         stoppable("stopped; finished epochs are kept, the same command resumes"),
         ExitStack() as stack,
@@ -98,6 +108,7 @@ def command(
         from heads.config.study_file import read_study
         from heads.training.ablate import ablate
         from heads.training.estimates import AblateOptions, count_passes, estimate_members
+        from heads.training.folds import ablate_folds, read_folds
         from pipeline.cache.reader import Cache
         from pipeline.manifests.manifest import read_manifest
 
@@ -123,34 +134,41 @@ def command(
             if left:
                 line += f"; an epoch of {which} is {_times(count_passes(left))}"
             say(line)
+            # Of the fold before.
+            watch.close()
             if left and not only_list:
-                stack.enter_context(_watched(left))
+                watch.enter_context(_watched(left))
 
+        watch = stack.enter_context(ExitStack())
+        divided = read_folds(folds) if folds else {}
         if only_list:
-            some = estimate_members(plan, opened, folder.resolve(), how, say)
-            announce(some)
-            for one in some:
-                if one.result:
-                    state = "finished"
-                else:
-                    state = one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
-                say(f"  {one.member.folder.name}: {state}")
+            for fold, own in (divided or {"": how.manifest}).items():
+                if fold:
+                    say(f"{fold}: {own.path}")
+                asked = replace(how, manifest=own)
+                some = estimate_members(plan, opened, (folder / fold).resolve(), asked, say)
+                announce(some)
+                _list_members(some)
             return 0
-        outcome = ablate(
-            plan,
-            opened,
-            folder,
-            how,
-            engine=engine,
-            jobs=groups,
-            at_once=at_once,
-            say=say,
-            before=announce,
-        )
+        where = {"engine": engine, "jobs": groups, "at_once": at_once}
+        where |= {"say": say, "before": announce}
+        if divided:
+            outcome = ablate_folds(plan, opened, folder, divided, how, **where)
+        else:
+            outcome = ablate(plan, opened, folder, how, **where)
     # Not `say`, which turns line ends into escapes.
     click.echo(f"\n{visible_lines(outcome.table.text())}\n")
     say(f"{outcome.seconds:.1f} s; {folder}: results.txt, results.csv, results.json")
     return 3 if outcome.failed else 0
+
+
+def _list_members(some) -> None:
+    """Print what each member would do."""
+    for one in some:
+        state = "finished"
+        if not one.result:
+            state = one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
+        say(f"  {one.member.folder.name}: {state}")
 
 
 def _times(count: int) -> str:

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,9 @@ WIDTH = 64  # channels of the digit network
 VIEWS = 16  # per forward pass
 RPN_VIDEOS = 200  # training videos whose frames the RPN is fitted to
 STEPS = 6
+# What --quick takes in place of the defaults: enough to see every stage work.
+QUICK = {"videos": 120, "val_videos": 30, "test_videos": 60, "seeds": 1}
+QUICK_STEPS, QUICK_RPN, QUICK_RPN_STEPS, QUICK_EPOCHS = 30, 40, 100, 5
 NEXT = """
 {minutes} min {seconds:.0f} s. Everything is in {out}:
   videos/                        mp4 files, manifest.csv, boxes.csv
@@ -103,6 +106,15 @@ class Demo:
     test: int
     seed: int
     images: str
+    quick: bool = False
+
+    def as_dict(self) -> dict:
+        """Return the options that steps.json records."""
+        record = asdict(self)
+        # Demos of versions without it are continued.
+        if not self.quick:
+            del record["quick"]
+        return record
 
 
 @dataclass(frozen=True)
@@ -165,10 +177,15 @@ class DemoRow:
     type=click.IntRange(min=0),
     help="Processes that write videos.  [default: one per core]",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A smoke test within a minute: fewer videos, steps and epochs, one seed. Its accuracies "
+    "mean nothing.",
+)
 @device_option
-def command(
-    out, task, videos, val_videos, test_videos, seeds, seed, images, workers, device
-) -> int:
+@click.pass_context
+def command(ctx: click.Context, **given) -> int:
     """Generate digit videos, run every stage on them, and print the accuracy of each head.
 
     Digits bounce about and one pair of them meets: which two? Pooled features show which digits are
@@ -178,19 +195,26 @@ def command(
     from pipeline.digits import TASKS, load_images
     from pipeline.workers.memory import keep_freed_memory
 
+    if given["quick"]:
+        for name, value in QUICK.items():
+            if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+                given[name] = value
+    out, task, seeds = given["out"], given["task"], given["seeds"]
     if task not in TASKS:
         raise click.BadParameter(
             f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task"
         )
     keep_freed_memory()
     begun = time.monotonic()
-    asked, device = Demo(task, videos, val_videos, test_videos, seed, images), pick_device(device)
+    counts = given["videos"], given["val_videos"], given["test_videos"]
+    asked = Demo(task, *counts, given["seed"], given["images"], given["quick"])
+    device = pick_device(given["device"])
     with stoppable("stopped; finished steps, shards and epochs are kept, the same command resumes"):
         steps = _open(out, asked)
-        found = load_images(images)
-        _videos(steps, out, asked, found, workers)
+        found = load_images(asked.images)
+        _videos(steps, out, asked, found, given["workers"])
         _cache(steps, out, _config(asked, *_networks(steps, out, asked, found)), device)
-        rows = _train(steps, out, seeds, device)
+        rows = _train(steps, out, seeds, device, asked.quick)
     _report(out, asked, rows, time.monotonic() - begun)
     return 0
 
@@ -202,12 +226,12 @@ def _open(out: Path, asked: Demo) -> Steps:
 
     make_folder(out)
     remove_abandoned(out)
-    file, record = out / "steps.json", {"asked": asdict(asked)}
+    file, record = out / "steps.json", {"asked": asked.as_dict()}
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else record
     if stored["asked"] != record["asked"]:
         differences = []
-        for key, value in record["asked"].items():
-            found = stored["asked"].get(key)
+        for key in {**record["asked"], **stored["asked"]}:
+            value, found = record["asked"].get(key), stored["asked"].get(key)
             if found != value:
                 differences.append(f"{key} {found!r} there, {value!r} asked for")
         raise ValueError(
@@ -246,6 +270,8 @@ def _networks(
 
     def train_backbone() -> dict:
         how = Pretraining(width=WIDTH, tile=task.shown, canvas=task.size)
+        if asked.quick:
+            how = replace(how, steps=QUICK_STEPS)
         with digit_rpn.one_thread():
             made = pretrain(backbone, images, how, asked.seed, say=lambda line: say(f"    {line}"))
         return {"accuracy": made.accuracy, "steps": made.steps}
@@ -257,9 +283,12 @@ def _networks(
         )
 
     def fit_rpn() -> dict:
-        digit_rpn.fit(rpn, *frames("train", RPN_VIDEOS), seed=asked.seed)
+        count, fewer = RPN_VIDEOS, {}
+        if asked.quick:
+            count, fewer = QUICK_RPN, {"steps": QUICK_RPN_STEPS}
+        digit_rpn.fit(rpn, *frames("train", count), seed=asked.seed, **fewer)
         source = digit_rpn.build(str(rpn), task.size, BOXES)
-        found, per_digit = digit_rpn.recall(source, *frames("val", RPN_VIDEOS // 4))
+        found, per_digit = digit_rpn.recall(source, *frames("val", count // 4))
         say(
             f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} "
             f"boxes per digit"
@@ -328,6 +357,7 @@ class DemoRun:
     folder: Path
     cache: Path
     device: str
+    quick: bool = False
 
 
 def train_one(run: DemoRun) -> "Result":
@@ -337,9 +367,10 @@ def train_one(run: DemoRun) -> "Result":
     from heads.training.train import train
     from pipeline.cache.reader import Cache
 
+    settings = {"train.epochs": QUICK_EPOCHS} if run.quick else {}
     # The demo prints one line per head. Each run's own lines are in its log.
     return train(
-        read_recipe(run.recipe),
+        read_recipe(run.recipe, settings),
         Cache(run.cache),
         run.folder,
         seed=run.seed,
@@ -348,7 +379,7 @@ def train_one(run: DemoRun) -> "Result":
     )
 
 
-def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
+def _train(steps: Steps, out: Path, seeds: int, device: str, quick: bool) -> list[DemoRow]:
     """Train every head with every seed.
 
     On a CPU there is one run per core: heads this small gain nothing from a second core.
@@ -362,7 +393,7 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
     for name in RECIPES:
         for seed in range(seeds):
             folder = out / "runs" / f"{name}-seed{seed}"
-            todo.append(DemoRun(name, seed, folder, out / "cache", device))
+            todo.append(DemoRun(name, seed, folder, out / "cache", device, quick))
     before = set()
     for run in todo:
         if (run.folder / "metrics.json").exists():
@@ -399,6 +430,8 @@ def _report(out: Path, asked: Demo, rows: list[DemoRow], seconds: float) -> None
     task = TASKS[asked.task]()
     seeds = len(rows[0].results)
     title = f"{asked.task}: {asked.test:,} test videos"
+    if asked.quick:
+        title += ", a smoke test: too little training to compare heads"
     if seeds > 1:
         title += f", mean ± standard deviation over {seeds} seeds"
     table = Table(title=title, title_justify="left")

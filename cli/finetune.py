@@ -16,6 +16,7 @@ from cli._shared.options import (
     together,
 )
 from cli._shared.say import say
+from cli._shared.training import short_options, with_short_options
 
 # Options of `vidgraph extract` that describe frames and networks. A cache records them. A run
 # without a cache takes them from the command line.
@@ -163,6 +164,7 @@ def _trained(function):
     help="Initialisation, dropout, order and draws of the views.",
 )
 @_trained
+@short_options
 @_running
 @plugin_option
 @click.pass_context
@@ -233,6 +235,8 @@ def _run(ctx: click.Context, given: dict) -> int:
     keep_freed_memory()
     cache = None if given["cache"] is None else Cache(given["cache"])
     settings = given.pop("settings")
+    if given["study"] is None:
+        settings = with_short_options(given["recipe"] or "", settings, given, reads="frames")
 
     # Without a cache, --set also changes tables of the extraction's configuration.
     recipe_settings, extraction = {}, {}

@@ -28,6 +28,8 @@ def command(folder: Path, as_json: bool) -> int:
         say(f"{folder}: no cache and no run below")
         return 0
     from rich import box
+    from rich.cells import cell_len
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table("", "path", "what", "stage", "MB", "age", "cache fingerprint", box=box.SIMPLE)
@@ -42,7 +44,13 @@ def command(folder: Path, as_json: bool) -> int:
             age(now - entry.modified),
         )
         table.add_row(entry.kind, *cells, entry.fingerprint[:12])
-    console().print(table)
+    screen, longest = console(), 0
+    for entry in entries:
+        longest = max(longest, cell_len(str(entry.path)))
+    # A path that is cut cannot be copied: the terminal breaks the long line at its edge.
+    screen.width += longest
+    screen.width = Measurement.get(screen, screen.options, table).maximum
+    screen.print(table, soft_wrap=True)
     return 0
 
 

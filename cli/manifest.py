@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli._shared.datasets import COMMANDS, print_counts
+from cli._shared import datasets, own_videos
+from cli._shared.datasets import print_counts
 from cli._shared.options import set_option
 from cli._shared.say import say
 
@@ -17,53 +18,6 @@ if TYPE_CHECKING:
 @click.group("manifest")
 def command() -> None:
     """Make a manifest: the CSV file that lists the clips (clip,path,split,label)."""
-
-
-@command.command("folder")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--out",
-    default="manifest.csv",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.",
-)
-@click.option(
-    "--split-by",
-    default="auto",
-    type=click.Choice(["auto", "folders", "hash"]),
-    help="Splits from folders train, val, test, or by a hash of the path; auto: folders if there "
-    "are any.",
-)
-@click.option(
-    "--val", default=0.1, help="Share of the clips that --split-by hash puts into val, 0 to 1."
-)
-@click.option(
-    "--test", default=0.1, help="Share of the clips that --split-by hash puts into test, 0 to 1."
-)
-@click.option("--seed", default=0, help="Seed of that hash.")
-def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float, seed: int) -> None:
-    """Videos and folders of frames below FOLDER; class sub-folders become labels.
-
-    FOLDER/CLASS/clip.mp4, FOLDER/SPLIT/CLASS/clip.mp4, or the same with folders of jpg or png
-    frames for clip.mp4.
-    """
-    from pipeline.manifests.folder_scan import scan_folder
-    from pipeline.manifests.manifest import write_manifest
-
-    scan = scan_folder(folder, split_by, val, test, seed)
-    folder, beside = folder.resolve(), out.resolve().parent
-    # Paths are relative to the manifest's folder, if the clips lie below it.
-    below = folder.is_relative_to(beside)
-    start = folder.relative_to(beside) if below else Path()
-    rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)
-    print_counts(write_manifest(out, rows))
-    if scan.ignored:
-        say(scan.about_ignored(), err=True)
-    if not below:
-        say(
-            f"its paths start from {folder}: give --root {folder} to every command that reads it",
-            err=True,
-        )
 
 
 @command.command("digits")
@@ -148,5 +102,5 @@ def _extract_command(out: Path, task: "Task") -> str:
     )
 
 
-for _kind in COMMANDS:
+for _kind in (*own_videos.COMMANDS, *datasets.COMMANDS):
     command.add_command(_kind)

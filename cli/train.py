@@ -7,6 +7,7 @@ import click
 from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost, set_option
 from cli._shared.say import say
+from cli._shared.training import short_options, with_short_options
 
 
 @click.command("train")
@@ -58,6 +59,7 @@ from cli._shared.say import say
 @click.option(
     "--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."
 )
+@short_options
 @set_option
 @plugin_option
 def command(
@@ -74,12 +76,15 @@ def command(
     start,
     resume,
     settings,
+    **short,
 ) -> int:
     """Train the head of RECIPE, and evaluate it on val and test.
 
-    RECIPE is a TOML file, or the name of a recipe of the package. If it has several phases, those
-    that read the cache are trained one after the other; `--set phases.NAME.train.lr=0.1` sets a key
-    of one of them. A stopped run continues after its last epoch. A finished run is read back.
+    RECIPE is a TOML file, or the name of a recipe of the package. pool, roi_pool, mean_lstm, strg,
+    gos, dyreg, rstg and ean are for one's own videos, the others for the papers' tables. If it has
+    several phases, those that read the cache are trained one after the other; `--set
+    phases.NAME.train.lr=0.1` sets a key of one of them. A stopped run continues after its last
+    epoch. A finished run is read back.
     """
     from cli._shared.figures import print_figures
     from heads.config.recipe import read_recipe
@@ -89,6 +94,7 @@ def command(
     from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
+    settings = with_short_options(recipe, settings, {**short, "phase": phase}, reads="cache")
     chosen = read_recipe(recipe, settings)
     say_cost(precision, device)
     with stoppable("stopped; finished epochs are kept, the same command resumes"):

@@ -102,3 +102,19 @@ def test_the_stages_run_one_after_the_other(tmp_path):
         done = make(target, **variables)
         assert done.returncode == 0, f"{target}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert (runs / "demo_pool-seed0" / "metrics.json").exists()
+
+
+def test_evaluate_takes_the_cache_of_the_run_unless_one_is_given():
+    """A run records its cache; the default of CACHE is another one."""
+    # With --help, the verb prints its help whatever else is there.
+    assert "--cache" not in make("evaluate", RUN="runs/x", ARGS="--help").stderr
+    echoed = make("evaluate", RUN="runs/x", ARGS="--help").stdout.splitlines()[0]
+    assert echoed.split() == [f"{VENV}/bin/vidgraph", "evaluate", "'runs/x'", "--help"]
+    echoed = make("evaluate", RUN="runs/x", CACHE="mine", ARGS="--help").stdout.splitlines()[0]
+    assert "--cache 'mine'" in echoed
+
+
+def test_help_prints_the_defaults_of_the_variables():
+    said = make("help").stdout
+    for default in ("CACHE=caches/default", "RUNS=runs", "BUDGET=120"):
+        assert default in said

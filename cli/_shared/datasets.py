@@ -9,8 +9,13 @@ from cli._shared.options import together
 from cli._shared.say import say
 
 
-def print_counts(manifest) -> None:
-    """Print clips per split, the number of classes, and clips per class."""
+def print_counts(manifest, details: bool = True) -> None:
+    """Print clips per split, the number of classes, and clips per class.
+
+    Args:
+        manifest: the manifest.
+        details: whether to print more than the first line.
+    """
     splits = Counter(clip.split for clip in manifest.clips)
     classes = Counter()
     for clip in manifest.clips:
@@ -18,6 +23,8 @@ def print_counts(manifest) -> None:
 
     shares = ", ".join(f"{split} {splits[split]:,}" for split in ("train", "val", "test"))
     say(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
+    if not details:
+        return
     if classes:
         (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
         say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
@@ -207,12 +214,6 @@ def _write(data, annotations: Path, given: dict, boxes: Path | None = None) -> i
         say(
             f'  never to be mirrored: --flip-protect "$(cat {done.protect})", or for EAN\'s way '
             f"{done.swap}"
-        )
-    if done.root:
-        say(
-            f"its paths start from {done.root}: give --root {done.root} to every command that "
-            f"reads it",
-            err=True,
         )
     found = [f"{data.name}: {line}" for line in differences]
     if unboxed:

@@ -361,6 +361,7 @@ def _config_like(given: dict, named: set[str]):
 
     from pipeline.cache.reader import Cache
     from pipeline.plugins import given_name
+    from pipeline.proposals import with_underscores
     from pipeline.stages.recorded import config_like, require_same_files
     from pipeline.views.sampling import Sampling
 

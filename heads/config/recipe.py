@@ -25,19 +25,22 @@ What trains or evaluates works on a recipe of one phase: `recipe.of(phase)`.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from heads.config.recipe_tables import DataOptions, EvaluationOptions, HeadChoice, Phase, check_name
-from heads.config.toml_tables import read_toml, set_key, toml_lines, validated
+from heads.config.toml_tables import as_list, read_toml, set_key, toml_lines, validated
 from heads.config.training_options import Training
 from heads.zoo import check_options
 from pipeline.plugins import given_name
 from pipeline.text.suggestions import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+# The recipes that fit any cache which has the fields. The others are those of papers' tables.
+OWN_VIDEOS = ("pool", "roi_pool", "mean_lstm", "strg", "gos", "dyreg", "rstg", "ean")
 PLAIN = "train"  # the name of the one phase of a recipe without [[phases]]
 CHECKPOINTS = {"best", "last"}  # of every run: no phase may be called so
 
@@ -236,7 +239,7 @@ def recipe_path(name: str | Path, beside: Path = Path()) -> Path:
     if is_path or not ours.is_file():
         raise ValueError(
             f"recipe {str(name)!r}: no such file, nor a recipe of the package: "
-            f"{nearest(str(name), recipe_names())}"
+            f"{nearest(str(name), recipe_names())} Those for any videos: {', '.join(OWN_VIDEOS)}"
         )
     return ours
 
@@ -263,11 +266,12 @@ def recipe_with(
     Raises:
         ValueError: names `where`, the key and what was expected.
     """
-    beside = beside or Path.cwd()
+    beside, member = beside or Path.cwd(), bool(where)
     where = where or str(path)
     give_plugins(table, path.parent, where)
     for key, value in settings.items():
-        set_key(table, key, value)
+        # The values of a study are TOML, where a list is written as one.
+        set_key(table, key, value if member else as_list(Recipe, key, value))
     give_plugins(table, beside, where)  # the paths that are left came with `settings`
 
     data = table.get("data")
@@ -278,7 +282,28 @@ def recipe_with(
         data["class_list"] = str(folder / class_list)
 
     table.setdefault("name", path.stem)
-    return recipe_from(table, where)
+    try:
+        return recipe_from(table, where)
+    except ValueError as error:
+        key = "" if member else _key_in(str(error), settings)
+        if not key:
+            raise
+        raise ValueError(f"--set {key}: {error}") from None
+
+
+def _key_in(message: str, settings: Mapping[str, Any]) -> str:
+    """Return the setting that an error is about; "" if it is about none."""
+    for key, value in settings.items():
+        parts = key.split(".")
+        # The table itself may be unknown.
+        tables = [".".join(parts[: k + 1]) for k in range(len(parts))]
+        if any(f"no key {table};" in message for table in tables):
+            return key
+        # Errors of a phase have its number in place of its name, those of a head its option.
+        last = re.search(rf"\b{re.escape(parts[-1])}\b", message)
+        if f", {parts[0]}" in message and (last or repr(value) in message):
+            return key
+    return ""
 
 
 def give_plugins(table: Mapping[str, Any], folder: Path, where: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -92,6 +93,43 @@ def set_key(table: dict[str, Any], key: str, value: Any) -> None:
             f"--set {key}: expected phases.NAME.KEY, e.g. phases.{table[0].get('name')}.train.lr"
         )
     table[last] = value
+
+
+def as_list(cls: type, key: str, value: Any) -> Any:
+    """Return what `--set KEY=VALUE` means where the key is a list: `a,b` is ["a", "b"].
+
+    Args:
+        cls: the dataclass of the whole table.
+        key: a dotted key; names of rows in a list of tables, such as phases, are skipped.
+        value: the value as TOML reads it, or text.
+
+    Returns:
+        A list where the key is a list of texts or numbers; else the value.
+    """
+    hint: Any = cls
+    for part in key.split("."):
+        inner, container = _dataclass_in(hint)
+        if container is tuple:
+            # The name of a row: its keys follow.
+            hint = inner
+            continue
+        hint = get_type_hints(inner).get(part) if inner is not None else None
+    kinds = get_args(hint)
+    if get_origin(hint) is not tuple or len(kinds) != 2 or kinds[1] is not Ellipsis:
+        return value
+    kind = kinds[0]
+    if isinstance(value, list) or kind not in (str, int, float):
+        return value
+
+    parts = [part.strip() for part in str(value).split(",")]
+    found: list[Any] = [part for part in parts if part]
+    if kind is str:
+        return found
+    # What is no number is refused later, by its key.
+    for k, part in enumerate(found):
+        with suppress(ValueError):
+            found[k] = kind(part)
+    return found
 
 
 def toml_lines(table: Mapping[str, Any], prefix: str) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.cache.fields import is_cut
 from pipeline.cache.reader import Cache, CacheError, Group
 from pipeline.cache.value_checks import wrong_values
 from pipeline.manifests.manifest import Clip, read_manifest
-from pipeline.text.suggestions import nearest
+from pipeline.text.suggestions import nearest_names
 from pipeline.video.frame_reader import DecodeError
 from pipeline.video.view_pixels import ClipOpener
 
@@ -92,7 +92,7 @@ def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int
     known = [c.clip for c in cache.manifest.clips]
     if clip not in known:
         raise CacheError(
-            f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest(clip, known)}"
+            f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest_names(clip, known)}"
         )
     of_clip = rows.rows_of(clip)
     if not 0 <= view < len(of_clip):

@@ -29,7 +29,7 @@ from heads.interface.clips import Clips, clips_of
 from heads.runs import run_files
 from heads.runs.start_weights import checkpoint_of
 from pipeline.cache.reader import Cache, Group
-from pipeline.text.suggestions import nearest
+from pipeline.text.suggestions import nearest, nearest_names
 from pipeline.text.text_files import read_text
 
 CLIP = "clip:"  # before the name of a clip whose structure is meant
@@ -233,7 +233,8 @@ def exchange(
     numbers = {clip: number for number, clip in enumerate(part.clips)}
     for name in names:
         if name not in numbers:
-            raise ValueError(f"split {part.split} has no clip {name!r}: {nearest(name, numbers)}")
+            near = nearest_names(name, numbers)
+            raise ValueError(f"split {part.split} has no clip {name!r}; {near}")
 
     structures = {name: clip_structure(head, cache, name) for name in names}
     found = []
@@ -263,7 +264,7 @@ def _rows_of(group: Group, clip: str) -> list[int]:
     if not rows:
         raise ValueError(
             f"the cache has no {group.name} view of clip {clip!r}: "
-            f"{nearest(clip, set(group.clips))}"
+            f"{nearest_names(clip, set(group.clips))}"
         )
     return rows
 

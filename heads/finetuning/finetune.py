@@ -37,7 +37,7 @@ from heads.runs import run_files as runs
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.start_weights import checkpoint_of, other_classifier, take_weights
 from heads.training.study import Result, Study
-from heads.zoo import build_head
+from heads.zoo import LAST, build_head
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.cache.asked import extraction_record
 from pipeline.cache.fields import FIELDS, is_cut
@@ -294,7 +294,7 @@ class _Setup:
             neighbours = group.shape("similar")[-1]
         try:
             network = new_network(
-                self.recipe,
+                _with_cut_of(self.recipe, self.dims),
                 self.backbone,
                 self.frame_dims,
                 len(self.classes),
@@ -467,6 +467,17 @@ class _Setup:
                 "hold: train it there first, or name a run with --start"
             )
         return path
+
+
+def _with_cut_of(recipe: Recipe, dims: Dims) -> Recipe:
+    """Return a recipe whose head reads the last map of these views, where it leaves that open.
+
+    Frames would give every map of the backbone, also those that the cache does not hold.
+    """
+    head = recipe.head
+    if head.options.get("cut") != LAST or not dims.maps:
+        return recipe
+    return replace(recipe, head=replace(head, options={**head.options, "cut": dims.last_cut}))
 
 
 def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:

@@ -247,6 +247,11 @@ class Dims:
         if missing:
             raise MissingFields(head, missing)
 
+    @property
+    def last_cut(self) -> str:
+        """The deepest cut whose map is there; "res5", which most heads read, if none is."""
+        return max(self.maps, key=_depth, default="res5")
+
     def as_dict(self) -> dict:
         """Return plain lists and numbers for a checkpoint; `dims_from` reads them."""
         record = {**asdict(self), "maps": {cut: list(size) for cut, size in self.maps.items()}}
@@ -254,6 +259,13 @@ class Dims:
         if not self.box_classes:
             del record["box_classes"]
         return record
+
+
+def _depth(cut: str) -> tuple[int, str, float]:
+    """Order cuts of one backbone from its first stage to its last: block 3 of res4, then res4."""
+    stage, _, block = cut.partition(".")
+    ends = {"stem": 0, "reduced": 2}
+    return ends.get(stage, 1), stage, float(block or "inf")
 
 
 def dims_from(record: Mapping) -> Dims:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.manifests.folds import FOLD
 from pipeline.manifests.manifest import Clip, Manifest, ManifestError, read_manifest
 
 # Characters of a checksum in a file's name.
@@ -33,6 +34,8 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
             training views follows it.
         splits: by name, `clips`, `classes` (label -> clips that have it) and `sha256` of the clips
             and labels in any order.
+        fold: of a manifest that `vidgraph manifest folds` wrote: `number` of this fold, how many
+            there are (`of`), and `sha256` of (clip, fold), the same for all folds of one division.
     """
     by_split: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
@@ -48,12 +51,28 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
             "sha256": sha256_of_split((clip.clip, clip.labels) for clip in clips),
             "classes": dict(sorted(classes.items())),
         }
+    fold = _fold_of(manifest)
     return {
+        **({"fold": fold} if fold else {}),
         "path": os.path.abspath(manifest.path),
         "root": os.path.abspath(manifest.root),
         "sha256": _sha256((clip.clip, clip.split, list(clip.labels)) for clip in manifest.clips),
         "splits": splits,
     }
+
+
+def _fold_of(manifest: Manifest) -> dict[str, Any]:
+    """Return which fold of a cross-validation a manifest is; {} if it is none."""
+    if FOLD not in manifest.columns:
+        return {}
+    rows = [(clip.clip, clip.extra[FOLD]) for clip in manifest.clips]
+    folds = {fold for _, fold in rows if fold}
+    # The fold is the test split, or val where all folds share one test split.
+    for split in ("test", "val"):
+        own = {clip.extra[FOLD] for clip in manifest.clips if clip.split == split}
+        if len(own) == 1 and own <= folds:
+            return {"number": own.pop(), "of": len(folds), "sha256": _sha256(sorted(rows))}
+    return {}
 
 
 def sha256_of_split(labelled: Iterable[tuple[str, Sequence[str]]]) -> str:

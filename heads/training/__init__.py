@@ -15,6 +15,7 @@ This room may import from every room of `heads` but `finetuning`, `drawing`, `re
     ablate        all members of a study, here or on other machines
     estimates     check the members of a study, estimate their cost, group them
     study_table   the table of a study
+    folds         a study on every fold of a cross-validation
     cache_conditions  whether a cache can serve a study
 
 Two functions have the name of their module: `heads.training.train.train` and

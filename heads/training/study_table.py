@@ -106,6 +106,13 @@ class TableRow:
         """Return seconds, waiting, best_epoch, epochs or parameters over the seeds."""
         return spread(getattr(result, name) for result in self.results.values())
 
+    def members(self) -> list[dict[str, Any]]:
+        """Return each member's own figures, as results.json has them."""
+        members = []
+        for seed, one in self.results.items():
+            members.append({**asdict(one), "seed": seed, "folder": Path(one.folder).name})
+        return members
+
     @property
     def figures(self) -> list[tuple[str, str]]:
         """(split, figure) of every figure, with repeats over members."""
@@ -149,6 +156,7 @@ class StudyTable:
         rows: one per combination of the grid.
         about: what all members share, for results.json.
         counted: what the parameters and MACs are of.
+        over: what means and deviations are over: "seeds", or "folds".
     """
 
     name: str
@@ -156,6 +164,12 @@ class StudyTable:
     rows: tuple[TableRow, ...]
     about: dict[str, Any]
     counted: str = "the head"
+    over: str = "seeds"
+
+    @property
+    def _counts(self) -> str:
+        """The heading of the number of members."""
+        return "seeds" if self.over == "seeds" else "runs"
 
     @property
     def figures(self) -> list[tuple[str, str]]:
@@ -168,12 +182,12 @@ class StudyTable:
     def text(self) -> str:
         """Return the table for a person, and one line per failed member.
 
-        Figures are mean ± standard deviation over seeds, fractions in percent.
+        Figures are mean ± standard deviation over seeds or folds, fractions in percent.
         """
         main = [key for key in self.figures if key[1] in IN_TEXT]
         figures = [f"{split} {name} %" for split, name in main]
         costs = ["parameters", "MACs", "seconds", "best epoch"]
-        lines = [[*self.columns, "seeds", *figures, *costs]]
+        lines = [[*self.columns, self._counts, *figures, *costs]]
         for row in self.rows:
             cells = [_shown(row.cells[name]) for name in self.columns]
             count = len(row.results)
@@ -186,8 +200,8 @@ class StudyTable:
             lines.append(cells)
 
         title = (
-            f"{self.name}: mean ± standard deviation over seeds; MACs of {self.counted} for one "
-            f"view; seconds of one member, waiting included"
+            f"{self.name}: mean ± standard deviation over {self.over}; MACs of {self.counted} for "
+            f"one view; seconds of one member, waiting included"
         )
         text = [title, "", *_aligned(lines, len(self.columns))]
         failed = []
@@ -198,9 +212,9 @@ class StudyTable:
         return "\n".join(text)
 
     def csv(self) -> str:
-        """Return every figure as a fraction, with a mean and a std column over seeds."""
+        """Return every figure as a fraction, with a mean and a std column over seeds or folds."""
         measured = [*self.figures, *(("", name) for name in COSTS)]
-        header = [*self.columns, "member", "seeds", "failed", "parameters", "macs"]
+        header = [*self.columns, "member", self._counts, "failed", "parameters", "macs"]
         for split, name in measured:
             column = f"{split}_{name}" if split else name
             header += [f"{column}_mean", f"{column}_std"]
@@ -244,10 +258,7 @@ def _record(row: TableRow) -> dict[str, Any]:
         found = row.other(name)
         record[name] = found and asdict(found)
 
-    record["members"] = [
-        {**asdict(one), "seed": seed, "folder": Path(one.folder).name}
-        for seed, one in row.results.items()
-    ]
+    record["members"] = row.members()
     record["failed"] = [{**asdict(one), "folder": Path(one.folder).name} for one in row.failed]
     return record
 

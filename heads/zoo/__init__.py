@@ -47,6 +47,9 @@ __all__ = [
     "head_version",
 ]
 
+# The value of the option `cut` that leaves the choice to the views.
+LAST = "last"
+
 
 def head_names() -> tuple[str, ...]:
     """Return the names of all heads, ours and those of installed packages, in alphabetical order.
@@ -108,7 +111,8 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
         name: a name of `head_names`, or that of a file (see `pipeline.plugins.give_file`).
         dims: the sizes of the views that it will read.
         num_classes: K, at least 2.
-        **options: options of the head's own `build`.
+        **options: options of the head's own `build`. `cut="last"` is the deepest cut whose map the
+            views have, for any head that reads a map.
 
     Returns:
         The head, on the CPU.
@@ -134,6 +138,8 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
             f"head {display_name(name)}: this is no head; expected a function {HEAD.call}, found "
             f"build{inspect.signature(build)}"
         )
+    if options.get("cut") == LAST:
+        options = {**options, "cut": dims.last_cut}
     head = build(dims, num_classes, **options)
     if not isinstance(head, nn.Module):
         raise ValueError(

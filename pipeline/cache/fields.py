@@ -59,6 +59,12 @@ _ROWS = (
     ),
     Field("flip", (), "bool", "whether the crop was mirrored left to right"),
     Field(
+        "time",
+        ("T",),
+        "float32",
+        "when the frame of each step is shown, in seconds from the start of the video; -1: unknown",
+    ),
+    Field(
         "grid",
         ("2",),
         "int16",

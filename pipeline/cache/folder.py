@@ -17,8 +17,9 @@ from pipeline.plugins import note_paths
 from pipeline.workers.completion import Mark, version_of
 
 # How videos are read. Version 1 trusted the rates of headers, kept stored pixels, and turned but
-# did not mirror. Version 2 shows videos as a player does.
-READING = 2
+# did not mirror. Version 2 shows videos as a player does. Version 3 also stores seconds of steps.
+READING = 3
+AS_PLAYERS, WITH_TIMES = 2, 3
 
 # The copy of the manifest. While a cache grows, the newer copy has the second name until
 # cache.json, which has its sha256, is in place.
@@ -164,7 +165,7 @@ def decoding_warning(folder: Path) -> str:
     Returns:
         The warning, or "" if this version made the cache.
     """
-    if read_cache_json(folder).get("reading", 1) == READING:
+    if read_cache_json(folder).get("reading", 1) >= AS_PLAYERS:
         return ""
     return (
         f"{folder}: an earlier version began this cache. It read some videos differently: those "
@@ -172,6 +173,15 @@ def decoding_warning(folder: Path) -> str:
         "odd heights or more than 8 bits. If you have such videos, extract to a new folder, "
         "because their old and new views would differ"
     )
+
+
+def stores_times(folder: Path) -> bool:
+    """Return whether the shards of a cache hold the field `time`; older caches lack it.
+
+    Args:
+        folder: the cache.
+    """
+    return read_cache_json(folder).get("reading", 1) >= WITH_TIMES
 
 
 def open_folder(folder: Path) -> tuple[dict, Path]:

@@ -4,6 +4,9 @@
     rows          `Clip`, and the rules of one row
     labels        class ids, and labels that stand for a missing one
     folder_scan   rows for a folder of videos
+    splits        parts of the clips (splits, folds) in which every class has its share
+    folds         the manifests of a cross-validation
+    rewriting     a manifest from the rows of another one, or again
     datasets/     rows from the official files of published data sets
 
 The room uses `files`, `text` and `views`, and opens no video.

@@ -1,6 +1,7 @@
 """A folder of videos becomes rows of a manifest.
 
-Classes come from sub-folders; splits come from sub-folders or from a hash of the path.
+Classes come from sub-folders. Splits come from sub-folders, are drawn class by class, or follow
+from a hash of the path.
 """
 
 import hashlib
@@ -19,16 +20,17 @@ from pipeline.manifests.manifest import (
     foreign_path,
     wrong_id,
 )
+from pipeline.manifests.splits import draw_parts
 from pipeline.views.stateless_random import Draws
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VIDEOS = frozenset(
     {
-        *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"),
-        *(".webm", ".wmv"),
+        *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+        *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
     }
 )
-SPLIT_BY = ("auto", "folders", "hash")
+SPLIT_BY = ("auto", "folders", "class", "hash")
 
 _LINKS_ADVICE = (
     "links that lead out of the folder, to a folder or to nothing are not followed; copy the "
@@ -75,11 +77,12 @@ def scan_folder(
     Args:
         folder: the folder.
         split_by: where splits come from. "folders": folders named train, val, test (or training,
-            validation, ...), which must be there. "hash": a hash of (seed, path without the
-            ending), so clips that are added later move no other. "auto": folders if there are any.
-        val: share of the clips that "hash" puts into val, from 0 to 1.
-        test: share of the clips that "hash" puts into test, from 0 to 1.
-        seed: seed of "hash".
+            validation, ...), which must be there. "class": drawn so that every class has its
+            shares of val and test. "hash": a hash of (seed, path without the ending), so clips that
+            are added later move no other. "auto": folders if there are any, else "class".
+        val: share of the clips that "class" and "hash" put into val, from 0 to 1.
+        test: share of the clips that "class" and "hash" put into test, from 0 to 1.
+        seed: seed of "class" and "hash".
 
     Returns:
         The rows, and what was left out.
@@ -100,22 +103,22 @@ def scan_folder(
     scan = FolderScan()
     paths = _find_clips(folder, scan)
     by_folder = False
-    if split_by != "hash":
+    if split_by in ("auto", "folders"):
         by_folder = _has_split_folders(folder, paths, required=split_by == "folders")
 
     ids: set[str] = set()
     for path in paths:
-        clip = _id_of(path)
+        clip = id_of(path)
         # Such as "%20a.mp4" beside " a.mp4".
         if clip in ids:
             scan.ignored.append(f"{path} (its id {clip!r} is that of another file)")
             continue
+        split, class_folders = "", path.split("/")[:-1]
         if by_folder:
             split = _split_of(path)
-            class_folders = path.split("/")[1:-1]
-        else:
-            split = _drawn_split(_without_ending(path), val, test, seed)
-            class_folders = path.split("/")[:-1]
+            class_folders = class_folders[1:]
+        elif split_by == "hash":
+            split = _hashed_split(_without_ending(path), val, test, seed)
         label = class_folders[0] if class_folders else ""
         if ";" in label:
             advice = f"';' separates classes in a manifest: rename the folder {label!r}"
@@ -126,6 +129,8 @@ def scan_folder(
 
     if not scan.rows:
         raise ManifestError(f"{folder}: no video that a manifest can name: {_some(scan.ignored)}")
+    if not by_folder and split_by != "hash":
+        _draw_splits(scan.rows, val, test, seed)
     return scan
 
 
@@ -221,7 +226,7 @@ def _fits(path: str, ignored: list[str]) -> bool:
     except UnicodeEncodeError:
         ignored.append(f"{path!a} ({_not_utf8(path)})")
         return False
-    if path and wrong_id(_id_of(path)):
+    if path and wrong_id(id_of(path)):
         ignored.append(ascii(path[:60]) + " (its name has control characters)")
         return False
     foreign = foreign_path(path)
@@ -231,10 +236,13 @@ def _fits(path: str, ignored: list[str]) -> bool:
     return True
 
 
-def _id_of(path: str) -> str:
+def id_of(path: str) -> str:
     """Return the clip id of a path: the path itself, with %20 for blanks at its ends.
 
     A path that is too long for an id is cut, and a digest of the whole follows.
+
+    Args:
+        path: relative to the folder of the videos.
     """
     inner = path.strip()
     clip = path
@@ -295,7 +303,18 @@ def _has_split_folders(folder: Path, paths: list[str], required: bool) -> bool:
     return not others
 
 
-def _drawn_split(clip: str, val: float, test: float, seed: int) -> str:
+def _draw_splits(rows: list[dict[str, str]], val: float, test: float, seed: int) -> None:
+    """Set the split of rows, so that every class has its shares."""
+    # Where a class has two clips, one of them is for the test.
+    wanted = {"train": 1 - val - test, "test": test, "val": val}
+    shares = {split: share for split, share in wanted.items() if share > 1e-9}
+    labels = [tuple(filter(None, [row["label"]])) for row in rows]
+    names = [_without_ending(row["path"]) for row in rows]
+    for row, split in zip(rows, draw_parts(labels, names, shares, seed), strict=True):
+        row["split"] = split
+
+
+def _hashed_split(clip: str, val: float, test: float, seed: int) -> str:
     # Each clip has a stream of its own, so its split does not depend on the other clips.
     number = Draws(seed, clip, "split").uniform()
     if number < test:

@@ -22,6 +22,7 @@ from pipeline.files.regular_files import open_regular
 from pipeline.manifests.rows import (
     COLUMNS,
     ID_BYTES,
+    ROOT,
     SPLIT_ALIASES,
     SPLITS,
     TIMES,
@@ -36,6 +37,7 @@ from pipeline.text import text_files
 __all__ = [
     "COLUMNS",
     "ID_BYTES",
+    "ROOT",
     "SPLITS",
     "SPLIT_ALIASES",
     "TIMES",
@@ -87,23 +89,24 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
 
     Args:
         path: the CSV file.
-        root: the folder that paths are relative to and may not leave; default: the file's folder.
+        root: the folder that paths are relative to and may not leave; default: the one in the
+            column `root`, or else the file's folder.
 
     Raises:
         ManifestError: a rule is broken. The message names file, line and column.
     """
     path = Path(path)
-    return _read(path, path.parent if root is None else Path(root), shown_path=path)
+    return _read(path, None if root is None else Path(root), shown_path=path)
 
 
-def _read(path: Path, root: Path, shown_path: Path) -> Manifest:
+def _read(path: Path, root: Path | None, shown_path: Path) -> Manifest:
     """Read a manifest that errors call `shown_path`."""
     digest = hashlib.sha256()
     parser = None
     with _open(path, shown_path) as file, _garbage_collection_off():
         for lines, records in _records(file, shown_path, digest):
             if parser is None:
-                parser = RowParser(shown_path, root, lines[0], records[0])
+                parser = RowParser(shown_path, path.parent, lines[0], records[0], root)
                 lines, records = lines[1:], records[1:]
             if records:
                 parser.take(lines, records)
@@ -327,8 +330,7 @@ def write_manifest(
             file.flush()
             os.fsync(file.fileno())
         # Read back before it gets its name: what cannot be read does not replace an older file.
-        home = path.parent if root is None else Path(root)
-        manifest = _read(part, home, shown_path=path)
+        manifest = _read(part, None if root is None else Path(root), shown_path=path)
         move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)

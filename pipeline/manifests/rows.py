@@ -29,6 +29,8 @@ SPLIT_ALIASES = {
 }
 COLUMNS = ("clip", "path", "split", "label")
 TIMES = ("start", "end")
+# The folder that paths start from, the same in every row: of a manifest that lies elsewhere.
+ROOT = "root"
 
 # Shards store clip ids as UTF-8 of this length, so that a row's id is found without a
 # variable-length heap.
@@ -96,34 +98,38 @@ class RowParser:
 
     Args:
         file: the manifest, for messages.
-        root: the folder that paths are relative to and may not leave.
+        folder: the manifest's folder.
         line: the header's line.
         header: the header's cells.
+        root: the folder that paths are relative to and may not leave. None takes the one in the
+            column `root`, relative to `folder`, or else `folder` itself.
 
     Attributes:
         clips: the Clips of all rows so far.
         columns: names of the columns.
-        root: the folder without links in its path.
+        root: the folder that paths start from, without links in its path.
 
     Raises:
         ManifestError: the header breaks a rule.
     """
 
-    def __init__(self, file: Path, root: Path, line: int, header: list[str]):
-        self.file = file
+    def __init__(
+        self, file: Path, folder: Path, line: int, header: list[str], root: Path | None = None
+    ):
+        self.file, self.folder = file, folder
         self.columns = tuple(_header(file, line, header))
         self.index = {name: k for k, name in enumerate(self.columns)}
         self.further = []
         for k, name in enumerate(self.columns):
-            if name not in COLUMNS + TIMES:
+            if name not in (*COLUMNS, *TIMES, ROOT):
                 self.further.append((k, name))
         self.times = [self.index[name] for name in TIMES if name in self.index]
         self.cells = itemgetter(*(self.index[column] for column in COLUMNS))
 
-        self.root = root.resolve()
-        self.prefix = os.path.join(self.root, "")
-        # The root as the person spells it, perhaps through a link.
-        self.spelled_prefix = os.path.join(os.path.abspath(root), "")
+        # A root that was given replaces the recorded one.
+        self.root_column = self.index.get(ROOT) if root is None else None
+        self.recorded_root: str | None = None
+        self._set_root(root or folder)
 
         # Rows share their tuples of labels: at a million rows this saves memory.
         self.labels: dict[str, tuple[str, ...]] = {}
@@ -132,6 +138,12 @@ class RowParser:
         # The line on which each clip begins, for the error about a duplicate.
         self.lines = array("q")
         self.ids: set[str] = set()
+
+    def _set_root(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.prefix = os.path.join(self.root, "")
+        # The root as the person spells it, perhaps through a link.
+        self.spelled_prefix = os.path.join(os.path.abspath(root), "")
 
     def take(self, lines: Sequence[int], rows: Sequence[list[str]]) -> None:
         """Add rows.
@@ -143,6 +155,8 @@ class RowParser:
         Raises:
             ManifestError: about the first row that breaks a rule.
         """
+        if self.root_column is not None:
+            self._take_root(lines, rows)
         plain = self._plain(rows)
         if plain is None:
             for line, cells in zip(lines, rows, strict=True):
@@ -158,6 +172,28 @@ class RowParser:
             extras = map(self._extra, rows)
         self.clips += map(Clip, *plain, starts, ends, extras, count(len(self.clips)))
         self.lines.extend(lines)
+
+    def _take_root(self, lines: Sequence[int], rows: Sequence[list[str]]) -> None:
+        """Take the root from the first row, and refuse another one in any row."""
+        for line, cells in zip(lines, rows, strict=True):
+            # A row that is too short is refused later.
+            text = cells[self.root_column] if len(cells) > self.root_column else None
+            if text is None or text == self.recorded_root:
+                continue
+            if self.recorded_root is not None:
+                advice = "write one folder above all videos, or pass --root"
+                was = repr(self.recorded_root)
+                self._fail(
+                    line, ROOT, f"expected {was} as in the rows above, got {text!r}; {advice}"
+                )
+            wrong = foreign_path(text)
+            if wrong:
+                self._fail(line, ROOT, f"{text!r} is {wrong}")
+            if not text.isprintable() and _CONTROL.search(text):
+                self._fail(line, ROOT, f"expected a folder, got {text!r}")
+            self.recorded_root = text
+            if text:
+                self._set_root(self.folder / text)
 
     def _has_times(self, cells: list[str]) -> bool:
         return any(cells[k] for k in self.times)

@@ -156,7 +156,9 @@ def look_at_clip(opening: ClipOpener, clip: Clip) -> ClipLook:
     Raises:
         DecodeError: one of them cannot be decoded.
     """
-    with opening.open(clip) as reader:
+    # The next clip may be a window of the same video.
+    again = clip.start is not None or clip.end is not None
+    with opening.open(clip, again) as reader:
         info = reader.info
         frames = reader.read(frame_numbers(info.frames))  # [k,H,W,3]
     # Blank clips of different sizes or lengths are no copies of one another.

@@ -29,7 +29,7 @@ NESTED = ("backbone_options", "proposal_options")
 OF_BOXES = ("proposals", "proposal_options", "roi_pool", "resize")
 
 # Fields that every shard has, so that `keep` need not name them.
-ALWAYS_WRITTEN = ("frames", "crop", "flip", "grid")
+ALWAYS_WRITTEN = ("frames", "crop", "flip", "time", "grid")
 
 TEXTS = (
     *("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype"),
@@ -250,24 +250,30 @@ def with_settings(config: ExtractConfig, settings: dict[str, Any]) -> ExtractCon
     Raises:
         ValueError: a key is no option, or a value is not allowed.
     """
-    names = [f.name for f in fields(ExtractConfig)]
     for key, value in settings.items():
-        option, _, rest = key.partition(".")
-        if option == "sampling" and rest:
-            sampling = Sampling.from_dict({**asdict(config.sampling), rest: value})
-            config = replace(config, sampling=sampling)
-        elif option in NESTED and rest:
-            config = replace(config, **{option: {**getattr(config, option), rest: value}})
-        elif option in names and option not in ("sampling", *NESTED) and not rest:
-            if isinstance(value, list):
-                value = tuple(value)
-            config = replace(config, **{option: value})
-        else:
-            raise ValueError(
-                f"--set {key}: expected one of {', '.join(names)} (the nested ones as "
-                f"backbone_options.NAME=VALUE)"
-            )
+        try:
+            config = _with_setting(config, key, value)
+        except ValueError as error:
+            raise ValueError(f"--set {key}: {error}") from None
     return config
+
+
+def _with_setting(config: ExtractConfig, key: str, value: Any) -> ExtractConfig:
+    """Return a copy of a config with one option replaced."""
+    names = [f.name for f in fields(ExtractConfig)]
+    option, _, rest = key.partition(".")
+    if option == "sampling" and rest:
+        sampling = Sampling.from_dict({**asdict(config.sampling), rest: value})
+        return replace(config, sampling=sampling)
+    if option in NESTED and rest:
+        return replace(config, **{option: {**getattr(config, option), rest: value}})
+    if option in names and option not in ("sampling", *NESTED) and not rest:
+        if isinstance(value, list):
+            value = tuple(value)
+        return replace(config, **{option: value})
+    raise ValueError(
+        f"expected one of {', '.join(names)} (the nested ones as backbone_options.NAME=VALUE)"
+    )
 
 
 def _with_companions(keep: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cache.batch_file import record_batch, recorded_batch
-from pipeline.cache.folder import decoding_warning, read_cache_json
+from pipeline.cache.folder import decoding_warning, read_cache_json, stores_times
 from pipeline.cache.parts import count_shards_in
 from pipeline.cache.reader import relabelled_clips
 from pipeline.cache.records import read_statistics
@@ -126,6 +126,7 @@ def extract(
     record, sizes = _describe_for(engine, extractor)
     asked = _asked_for(extractor.config, record, sizes, manifest, options)
     plan = open_as_it_is(asked, cache) if redo else open_for(asked, cache, say)
+    extractor.times = stores_times(plan.folder)
 
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
@@ -244,7 +245,7 @@ def _worker_for(
     if "models" in vars(first) and work.config == first.config:
         worker.models = first.models
     worker.record, worker.stage, worker.advance = work.record, work.stage, advance
-    worker.say = first.say
+    worker.say, worker.times = first.say, first.times
     # Absolute, because other processes may have another working directory.
     worker.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
     return worker

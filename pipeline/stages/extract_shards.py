@@ -98,6 +98,7 @@ class ExtractShards:
         stage: the folder of the cache that the shards are in.
         advance: called with (clips done, clips failed) after every clip.
         reported: the numbers of the shards whose clips were reported through `advance`.
+        times: whether the cache holds the field `time`.
         say: prints a line for a person.
         threads: how many threads may call this at a time.
     """
@@ -119,6 +120,7 @@ class ExtractShards:
         self.stage = "features"
         self.advance: Advance = lambda done, failed: None
         self.reported: set[int] = set()
+        self.times = True
         self.say: PrintLine = print_nothing
         self.cores = cores_here()
         self._checked = 0.0
@@ -127,14 +129,14 @@ class ExtractShards:
 
     def __getstate__(self) -> dict:
         # Without networks and workers: each process makes its own.
-        names = ("config", "root", "options", "redo", "record", "cache_id", "stage")
+        names = ("config", "root", "options", "redo", "record", "cache_id", "stage", "times")
         state = {name: getattr(self, name) for name in names}
         return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict) -> None:
         take_over(state["plugins"])
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
-        for name in ("record", "cache_id", "stage"):
+        for name in ("record", "cache_id", "stage", "times"):
             setattr(self, name, state[name])
         self.say = tell_client
         keep_freed_memory()
@@ -275,6 +277,7 @@ class ExtractShards:
     def _tasks_of(self, shard: ClaimedShard) -> list[ProbeClip | DecodeViews]:
         from pipeline.stages.shard_rows import decode_tasks
 
+        self.models.times = self.times
         tasks = decode_tasks(self.models, self.root, shard.job, shard.good)
         shard.tasks = len(tasks)
         return tasks

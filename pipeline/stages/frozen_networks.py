@@ -137,7 +137,10 @@ class StoredShapes:
         source: the source of boxes, on the CPU; None if no boxes are wanted.
         num_boxes: N; 0 if no boxes are wanted.
         labels: the fields of labels that are stored with the boxes, see `LABELS`.
+        times: whether the field `time` is stored, which caches of earlier versions lack.
     """
+
+    times = True
 
     def __init__(self, config: ExtractConfig):
         """Build the networks and load their weights.
@@ -217,6 +220,7 @@ class StoredShapes:
             "frames": (frames,),
             "crop": (6,),
             "flip": (),
+            **({"time": (steps,)} if self.times else {}),
             **dict.fromkeys(self.grids(size), (2,)),
         }
         # What is not known by name is a map at a cut.

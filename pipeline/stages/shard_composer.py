@@ -55,6 +55,7 @@ class ViewRow:
         view: frames, crop and flip; None where the clip failed, or the view is `kept`.
         info: what is known of its video.
         pixels: uint8 [F,h,w,3]; None like `view`.
+        times: float32 [T], seconds of its feature steps; None like `view`.
         regions: the boxes of its clip; None like `view`, and if no boxes are wanted.
         kept: whether it is copied from the existing file.
     """
@@ -64,6 +65,7 @@ class ViewRow:
     view: View | None = None
     info: VideoInfo | None = None
     pixels: np.ndarray | None = None
+    times: np.ndarray | None = None
     regions: ClipRegions | None = None
     kept: bool = False
 
@@ -237,11 +239,12 @@ class ShardComposer:
             by_view = {}
             for group, new in rows.items():
                 by_view |= {(group, self.rows.views[group][row.number]): row for row in new}
-            for view, frames in zip(pixels.views, pixels.pixels, strict=True):
+            found = zip(pixels.views, pixels.pixels, pixels.times, strict=True)
+            for view, frames, times in found:
                 row = by_view[view.group, view.number]
                 if not row.kept:
                     row.view, row.info = view, pixels.info
-                    row.pixels, row.regions = frames, regions
+                    row.pixels, row.times, row.regions = frames, times, regions
         for group, new in rows.items():
             for row in new:
                 self.waiting[group].append(row)
@@ -324,6 +327,8 @@ class ShardComposer:
             if row.view is None:
                 continue
             tensors = _placement(row) | grids | {name: arrays[name][k] for name in keep}
+            if "time" in fields:
+                tensors["time"] = row.times
             tensors = {name: _padded(tensors[name], shape) for name, (shape, _) in fields.items()}
             try:
                 writer.write(group, row.number, tensors)

@@ -1,17 +1,22 @@
 """What a shard of stage one consists of: decode tasks, rows of its clips, plans of its groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.cache.fields import GROUPS, field_of
 from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.parts import ViewKey
 from pipeline.cache.shard_writer import GroupPlan
+from pipeline.manifests.manifest import Clip
 from pipeline.stages.config import clip_opener
 from pipeline.stages.frozen_networks import FrozenNetworks
 from pipeline.stages.jobs import ShardJob
 from pipeline.video.view_pixels import DecodeViews, ProbeClip
 from pipeline.views.sampling import Sampling, count_views
+
+# Windows of one video that go to one decode worker together: as many as tasks that are under way
+# for each worker (`extract_shards.TASKS_AHEAD`), so that all workers have some.
+RUN = 8
 
 
 class ShardRows:
@@ -86,16 +91,32 @@ def decode_tasks(
     # Probes come first: the file's shapes follow from the sizes of all clips.
     probes = []
     if config.sampling.size_of("test") is None:
-        for number in decoded:
-            if "test" in rows.of(number):
-                probes.append(ProbeClip(job.clips[number], opener))
+        tested = [number for number in decoded if "test" in rows.of(number)]
+        for number, again, _ in _runs(job.clips, tested):
+            probes.append(ProbeClip(job.clips[number], opener, again))
 
     how = (config.sampling, config.seed, models.steps, models.frame_size, config.resize)
     tasks = []
-    for number in decoded:
+    for number, again, kin in _runs(job.clips, decoded):
         only = () if _are_all(job.views[number], config.sampling) else tuple(job.views[number])
-        tasks.append(DecodeViews(job.clips[number], opener, *how, only))
+        tasks.append(DecodeViews(job.clips[number], opener, *how, only, again=again, kin=kin))
     return probes + tasks
+
+
+def _runs(clips: Sequence[Clip], numbers: Sequence[int]) -> Iterator[tuple[int, bool, str]]:
+    """Yield (number of a clip, whether the next one is of the same video, name of its run).
+
+    A run is RUN consecutive windows of one video, which one worker decodes: so several workers
+    share a video, and overlapping windows are mostly in the same one.
+    """
+    places = ["", *(clips[number].place for number in numbers), ""]
+    in_run = 0
+    for number, before, place, after in zip(
+        numbers, places, places[1:], places[2:], strict=False
+    ):
+        in_run = in_run + 1 if place == before else 0
+        alone = place not in (before, after)
+        yield number, place == after, "" if alone else f"{place} {in_run // RUN}"
 
 
 def _are_all(views: Sequence[ViewKey], sampling: Sampling) -> bool:

@@ -7,6 +7,30 @@ from collections.abc import Iterable
 MOST_NAMES = 40
 
 
+def nearest_names(word: str, known: Iterable[str], count: int = 5) -> str:
+    """Return the second half of an error about an unknown name among many, such as a clip's.
+
+    Args:
+        word: the unknown name.
+        known: the names that exist.
+        count: how many are shown.
+
+    Returns:
+        "the nearest are …" with the names most like it, the best first.
+    """
+    known = sorted(known)
+    if not known:
+        return "there are none"
+    # Names that hold the word come first: people leave out folders and endings.
+    inside = []
+    for name in known:
+        if word and word.lower() in name.lower():
+            inside.append(name)
+    similar = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
+    names = list(dict.fromkeys([*inside[:count], *similar, *known[:count]]))[:count]
+    return f"the nearest are {', '.join(names)}" if len(names) > 1 else f"there is only {names[0]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the second half of an error about an unknown name.
 

@@ -36,15 +36,19 @@ class DecordReader(FrameReader):
     def __init__(self, clip: Clip, video: ScannedVideo):
         decord = import_decoder("decord")
         self._scanned, self._log = video, ffmpeg_log()
+        self._instead: PyavReader | None = None
         # decord decodes ahead: a later message may concern any frame of this file.
         self._log.messages.clear()
         self._video = decord.VideoReader(str(clip.path), num_threads=1, fault_tol=_REPLACED_FRAMES)
         height, width = self._video.get_batch([]).shape[1:3]
         if (width, height) != video.shape.oriented_size:
             raise RuntimeError(f"decord gives {width}x{height} pixels")
-        super().__init__(clip, clip_info(clip, video.contents, video.shape.display_size))
+        info = clip_info(clip, video.contents, video.shape.display_size)
+        super().__init__(clip, info, video.contents)
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
+        if self._instead is not None:
+            return self._instead._decode(numbers)
         decord = import_decoder("decord")
         try:
             frames = self._video.get_batch(numbers).asnumpy()
@@ -52,7 +56,9 @@ class DecordReader(FrameReader):
                 return fit_all(frames, (self.info.width, self.info.height))
         except (decord.DECORDError, decord.DECORDLimitReachedError):
             pass
-        return PyavReader(self.clip, self._scanned)._decode(numbers)
+        # From now on PyAV decodes this file: nobody knows which frames the damage reaches.
+        self._video, self._instead = None, PyavReader(self.clip, self._scanned)
+        return self._instead._decode(numbers)
 
 
 def open_decord(clip: Clip, video: ScannedVideo) -> FrameReader:

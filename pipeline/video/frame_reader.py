@@ -59,10 +59,29 @@ class FrameReader(ABC):
     Attributes:
         clip: the clip.
         info: its number of frames, frame rate and size, known before anything is read.
+        contents: the file's video stream; None for a folder of pictures.
     """
 
-    def __init__(self, clip: Clip, info: VideoInfo):
-        self.clip, self.info = clip, info
+    def __init__(self, clip: Clip, info: VideoInfo, contents: StreamContents | None = None):
+        self.clip, self.info, self.contents = clip, info, contents
+
+    def seconds(self, numbers: Iterable[int]) -> np.ndarray:
+        """Return when frames are shown.
+
+        Args:
+            numbers: frame numbers of the clip.
+
+        Returns:
+            Float32 seconds from the start of the file; -1 in a folder without a frame rate.
+        """
+        in_file = [self.info.first + number for number in numbers]
+        if self.contents is not None:
+            found = [self.contents.times[number] for number in in_file]
+        elif self.info.fps:
+            found = [number / self.info.fps for number in in_file]
+        else:
+            found = [-1.0] * len(in_file)
+        return np.array(found, np.float32)
 
     def read(self, numbers: Iterable[int]) -> np.ndarray:
         """Read frames.

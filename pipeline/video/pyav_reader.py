@@ -30,7 +30,8 @@ class PyavReader(FrameReader):
     def __init__(self, clip: Clip, video: ScannedVideo):
         self._contents = video.contents
         self._shape = video.shape or first_shape(clip)
-        super().__init__(clip, clip_info(clip, video.contents, self._shape.display_size))
+        info = clip_info(clip, video.contents, self._shape.display_size)
+        super().__init__(clip, info, video.contents)
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         # Frame 0 needs no seek.

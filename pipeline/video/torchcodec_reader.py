@@ -42,7 +42,8 @@ class TorchcodecReader(FrameReader):
             reason = f"torchcodec cannot open it ({first_line(error)})"
             raise decode_error(clip, reason) from None
         self._scanned = video
-        super().__init__(clip, clip_info(clip, video.contents, video.shape.display_size))
+        info = clip_info(clip, video.contents, video.shape.display_size)
+        super().__init__(clip, info, video.contents)
         # torchcodec reads the display matrix of the container only.
         self.rotates = bool(self._video.metadata.rotation)
 

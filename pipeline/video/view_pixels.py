@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.manifests.manifest import Clip, ManifestError, inside
 from pipeline.video.decode import open_clip
 from pipeline.video.frame_reader import DecodeError, FrameReader
+from pipeline.video.kept_video import open_window
 from pipeline.video.video_identity import mark_video
 from pipeline.views.sampling import Sampling, View, views_of
 from pipeline.views.video_info import VideoInfo
@@ -40,8 +41,13 @@ class ClipOpener:
     frame_pattern: str = ""
     source_fps: float | None = None
 
-    def open(self, clip: Clip) -> FrameReader:
+    def open(self, clip: Clip, again: bool | None = None) -> FrameReader:
         """Open a clip.
+
+        Args:
+            clip: the clip.
+            again: whether the next clip that is opened here is of the same video; None if nobody
+                knows.
 
         Raises:
             DecodeError: it cannot be read, or a link leads out of the root.
@@ -53,9 +59,10 @@ class ClipOpener:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
         if self.source_fps and not clip.extra.get("fps", "").strip():
             clip = replace(clip, extra={**clip.extra, "fps": f"{self.source_fps:.9f}"})
-        return open_clip(
-            clip, self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern
-        )
+        options = self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern
+        if again is None:
+            return open_clip(clip, *options)
+        return open_window(clip, lambda one: open_clip(one, *options), options, again)
 
     def open_as(self, clip: Clip, size: tuple[int, int]) -> FrameReader:
         """Open a clip whose features were extracted from frames of a known size.
@@ -97,14 +104,16 @@ class ProbeClip:
     Attributes:
         clip: the clip.
         opener: how to open it.
+        again: whether the next task is of the same video.
     """
 
     clip: Clip
     opener: ClipOpener
+    again: bool = False
 
     def run(self) -> VideoInfo:
         """Open the clip, and return its size, length and frame rate."""
-        with self.opener.open(self.clip) as reader:
+        with self.opener.open(self.clip, self.again) as reader:
             return reader.info
 
 
@@ -120,6 +129,8 @@ class ClipPixels:
         frames: these frames whole, [K,h',w',3] uint8; None when no source of boxes needs them.
         seconds: how long decoding and resizing took.
         video: the mark of the file, see `video_identity`.
+        times: V arrays [T], when the frame of each feature step is shown, in seconds from the start
+            of the file; -1 if unknown.
     """
 
     info: VideoInfo
@@ -129,6 +140,7 @@ class ClipPixels:
     frames: np.ndarray | None = None
     seconds: float = field(default=0.0, compare=False)
     video: str = ""
+    times: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,8 @@ class DecodeViews:
         frame_size: short side of whole frames in pixels; None when nobody needs them.
         resize: "pil" gives whole frames that size; "device" leaves them as they were decoded.
         only: (group, number) of the views to make; empty for all.
+        again: whether the next task is of the same video, which then stays open.
+        kin: the same for tasks that go faster in one worker (`pipeline.workers.affinity`).
     """
 
     clip: Clip
@@ -154,16 +168,19 @@ class DecodeViews:
     frame_size: int | None = None
     resize: str = "pil"
     only: tuple[tuple[str, int], ...] = ()
+    again: bool = False
+    kin: str = ""
 
     def run(self) -> ClipPixels:
         """Choose the views, decode each frame once, and cut the views from the frames."""
         started = time.perf_counter()
-        with self.opener.open(self.clip) as reader:
+        with self.opener.open(self.clip, self.again) as reader:
             info = reader.info
             video = mark_video(self.clip.path)
             views = self._views(info)
             wanted = sorted(set().union(*(view.frames for view in views)))
             images = dict(zip(wanted, map(Image.fromarray, reader.read(wanted)), strict=True))
+            times = [reader.seconds(step_frames(view, self.steps)) for view in views]
 
         pixels = [_crop(images, view) for view in views]
         steps = sorted(set().union(*(step_frames(view, self.steps) for view in views)))
@@ -178,7 +195,7 @@ class DecodeViews:
 
         numbers = tuple(info.first + k for k in steps)
         seconds = time.perf_counter() - started
-        return ClipPixels(info, views, pixels, numbers, frames, seconds, video)
+        return ClipPixels(info, views, pixels, numbers, frames, seconds, video, times)
 
     def _views(self, info: VideoInfo) -> list[View]:
         try:

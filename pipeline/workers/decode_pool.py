@@ -31,6 +31,7 @@ from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
+from pipeline.workers.affinity import choose_task
 from pipeline.workers.arena import Arena, Bell
 from pipeline.workers.pool_process import PoolProcess, Ticket
 from pipeline.workers.pool_worker import NO_BLOCK, NeedsBlock, receive
@@ -326,8 +327,12 @@ class _Feeder(threading.Thread):
         return happened
 
     def _feed(self, worker: PoolProcess) -> None:
+        others = {one.kin for one in self._workers if one is not worker}
         while self._queue:
-            ticket = self._queue.popleft()
+            kins = [ticket.kin for ticket in self._queue]
+            position = choose_task(kins, worker.kin, others)
+            ticket = self._queue[position]
+            del self._queue[position]
             if ticket.abandoned:
                 continue
             try:
@@ -355,9 +360,11 @@ class _Feeder(threading.Thread):
                 worker.pipe.send_bytes(pickle.dumps(NO_BLOCK if block is None else block.start))
 
     def _is_oldest(self, ticket: Ticket) -> bool:
-        """Whether every earlier task has its result."""
+        """Whether no worker has an earlier task.
+
+        An earlier one that still waits in the queue may need this worker.
+        """
         unfinished = [worker.ticket for worker in self._workers if worker.ticket]
-        unfinished += self._queue
         return ticket.number == min(one.number for one in unfinished)
 
     def _deadline(self) -> float:

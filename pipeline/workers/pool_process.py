@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import current_process, get_context
 from typing import Any
 
+from pipeline.workers.affinity import kin_of
 from pipeline.workers.arena import Arena, Block
 from pipeline.workers.module_path import guard_children
 from pipeline.workers.pool_worker import serve
@@ -45,6 +46,7 @@ class Ticket:
         abandoned: nobody waits for it any more.
         deaths: of workers that had started it.
         losses: of workers that had got it and not started it.
+        kin: what it shares with other tasks (`pipeline.workers.affinity`).
     """
 
     def __init__(self, task: Any, number: int = 0, payload: bytes | None = None):
@@ -57,6 +59,7 @@ class Ticket:
         self.abandoned = False
         self.deaths = 0
         self.losses = 0
+        self.kin = kin_of(task)
 
     def finish(self, result: Any) -> None:
         """Set the result, and wake whoever waits for it.
@@ -78,7 +81,10 @@ class PoolProcess:
         deadline: until it is ready, then of its task; by the monotonic clock.
         needs: bytes that its answer takes, while it waits for a block of the shared memory.
         block: the block that it writes its answer to.
+        kin: of its last task.
     """
+
+    kin = ""
 
     def __init__(self, function: bytes, limit: float, arena: Arena | None):
         self.pipe, child_end = _SPAWN.Pipe()
@@ -104,7 +110,7 @@ class PoolProcess:
             ticket: the task.
             limit: seconds that it may take; None for no limit.
         """
-        self.ticket = ticket
+        self.ticket, self.kin = ticket, ticket.kin
         self.started = False
         self.deadline = time.monotonic() + limit if limit else float("inf")
         self.pipe.send_bytes(ticket.payload)

@@ -173,3 +173,11 @@ def test_pretraining_ends_when_the_target_is_reached(tmp_path):
 def test_the_boxes_file_lists_every_digit_of_every_frame(demo):
     with open(demo[0] / "videos" / "boxes.csv", newline="") as file:
         assert sum(1 for _ in csv.DictReader(file)) == 40 * 8 * 4
+
+
+def test_a_quick_demo_and_a_whole_one_have_folders_of_their_own(demo):
+    result = run(demo[0], "--quick")
+    assert isinstance(result.exception, ValueError)
+    assert "holds another demo (quick None there, True asked for)" in str(result.exception)
+    assert "quick" not in json.loads((demo[0] / "steps.json").read_text())["asked"]
+    assert set(cli.demo.QUICK) <= {option.name for option in cli.demo.command.params}

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from heads.config.recipe import Recipe, read_recipe, recipe_names
+from heads.config.recipe import OWN_VIDEOS, Recipe, read_recipe, recipe_names
 from heads.config.study_file import StudyPlan, read_study, study_names
 
 STH = "no: Something-Something and GPUs are needed"
@@ -280,5 +280,5 @@ TABLES = (
         trained="yes: by `vidgraph demo`, in minutes",
         phrase="project's demo",
     ),
-    PaperTable("demo", "one's own videos", "a recipe to start from", also=("strg",)),
+    PaperTable("own", "any videos", "a recipe of each system to start from", also=OWN_VIDEOS),
 )

@@ -3,7 +3,7 @@
 Run `python -m tests.support.recipes_page > docs/recipes.md`.
 """
 
-from heads.config.recipe import recipe_names
+from heads.config.recipe import OWN_VIDEOS, recipe_names
 from heads.config.study_file import StudyPlan, study_names
 from tests.support.paper_tables import TABLES, PaperTable, file_of
 
@@ -15,6 +15,7 @@ SYSTEMS = {
     "rstg": "RSTG",
     "ean": "EAN",
     "demo": "The demo",
+    "own": "One's own videos",
 }
 
 ABOVE = """# The recipes and studies
@@ -36,12 +37,17 @@ The papers draw a new crop and other frames in every epoch; a cache holds `--tra
 All recipes of a table ask for the same number: STRG's for 8, and GOS's, whose maps take 3.2 MB a
 view, for 4 ([stages.md](stages.md#views) has the measurement, and what fewer cost).
 
+Eight recipes have the plain name of their head and fit any cache that has the fields: see the
+[last section](#ones-own-videos). Their schedules suit hundreds of clips. `--epochs`, `--lr` and
+`--batch` change them.
+
 Write your own recipe beside your data. `vidgraph train mine.toml` checks every key and type, and
-names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key. The dataclasses of
+names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key; a list may be written
+with commas (`--set data.labels=cat,dog`). The dataclasses of
 `heads/config/recipe.py`, `heads/config/recipe_tables.py` and `heads/config/training_options.py`
 explain the keys.
 
-`--set 'data.no_label=["-1"]'` lists labels that stand for no label: a clip with no other label
+`--set data.no_label=-1` lists labels that stand for no label: a clip with no other label
 counts as one without a label. `data.class_list` names a file with one class per line.
 
 Each section has one row per table and figure of the paper: what makes it, what of that is this
@@ -61,7 +67,7 @@ def page() -> str:
     parts = [ABOVE]
     for system, title in SYSTEMS.items():
         tables = [table for table in TABLES if table.system == system]
-        recipes = [name for name in recipe_names() if name.split("_")[0] == system]
+        recipes = [name for name in recipe_names() if system_of(name) == system]
         studies = [name for name in study_names() if name.split("_")[0] == system]
         parts.append(f"## {title}\n\n{OF_PAPERS}")
         parts += [row_of_paper(table) for table in tables]
@@ -72,6 +78,11 @@ def page() -> str:
             parts += [row_of_study(name) for name in studies]
         parts[-1] += "\n"
     return "\n".join(parts)
+
+
+def system_of(recipe: str) -> str:
+    """Return the section of a recipe."""
+    return "own" if recipe in OWN_VIDEOS else recipe.split("_")[0]
 
 
 def row_of_paper(table: PaperTable) -> str:

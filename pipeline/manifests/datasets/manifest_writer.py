@@ -9,6 +9,7 @@ from pipeline.files.atomic_files import write_text
 from pipeline.manifests.datasets.dataset import Dataset, DatasetClip, mirrored_pairs, protected
 from pipeline.manifests.datasets.video_folders import Media, choose, find_media
 from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
+from pipeline.manifests.rewriting import with_root
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class WrittenManifest:
         classes: the file of the class list (`data.class_list` of a recipe).
         protect: the file for `extract --flip-protect`; None if no class names a side.
         swap: the file for `train --set data.swap_on_flip`; None if no class names a side.
-        root: the folder that paths start from; None if it is the manifest's own.
     """
 
     manifest: Manifest
@@ -29,7 +29,6 @@ class WrittenManifest:
     classes: Path
     protect: Path | None
     swap: Path | None
-    root: Path | None
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,14 @@ def write_dataset(
         raise ManifestError(f"{about}; pass --allow-missing to leave them out")
 
     # The manifest comes first: it is the only step that can still refuse something.
-    start, root = _start(videos, out)
-    manifest = write_manifest(out, _cells(data, rows, start))
+    cells = _cells(data, rows)
+    inner, beside = videos.resolve(), out.resolve().parent
+    # Paths are relative to the manifest's folder, if the videos lie below it.
+    if inner.is_relative_to(beside):
+        start = inner.relative_to(beside).as_posix() + "/"
+        cells = ({**row, "path": start.removeprefix("./") + row["path"]} for row in cells)
+        inner = beside
+    manifest = write_manifest(out, with_root(cells, inner, out))
 
     class_list = out.with_suffix(".classes.txt")
     write_text(class_list, "".join(f"{name}\n" for name in classes))
@@ -93,7 +98,7 @@ def write_dataset(
         protect, swap = out.with_suffix(".flip-protect.txt"), out.with_suffix(".swap-on-flip.txt")
         write_text(protect, ",".join(sides) + "\n")
         write_text(swap, json.dumps(mirrored_pairs(classes)) + "\n")
-    return WrittenManifest(manifest, tuple(missing), class_list, protect, swap, root)
+    return WrittenManifest(manifest, tuple(missing), class_list, protect, swap)
 
 
 def about_missing(missing: Collection[str], total: int, where: Path, what: str = "video") -> str:
@@ -131,16 +136,7 @@ def _find_videos(data: Dataset, videos: Path) -> tuple[list[_Row], list[str]]:
     return rows, missing
 
 
-def _start(videos: Path, out: Path) -> tuple[str, Path | None]:
-    """Return what paths begin with, and the root if it is not the manifest's own folder."""
-    inner, beside = videos.resolve(), out.resolve().parent
-    if not inner.is_relative_to(beside):
-        return "", inner
-    start = inner.relative_to(beside).as_posix()
-    return ("" if start == "." else start + "/"), None
-
-
-def _cells(data: Dataset, rows: list[_Row], start: str) -> Iterator[dict[str, object]]:
+def _cells(data: Dataset, rows: list[_Row]) -> Iterator[dict[str, object]]:
     """Yield rows with the same columns.
 
     Times, and the frame rate of folders of frames, are columns only if some row has them.
@@ -151,7 +147,7 @@ def _cells(data: Dataset, rows: list[_Row], start: str) -> Iterator[dict[str, ob
         entry = row.entry
         cells = {
             "clip": entry.clip,
-            "path": start + row.media.path,
+            "path": row.media.path,
             "split": entry.split,
             "label": list(entry.labels),
         }

@@ -10,7 +10,14 @@ from functools import cache
 import pytest
 import torch
 
-from heads.config.recipe import FOLDER, read_recipe, recipe_from, recipe_names, to_toml
+from heads.config.recipe import (
+    FOLDER,
+    OWN_VIDEOS,
+    read_recipe,
+    recipe_from,
+    recipe_names,
+    to_toml,
+)
 from heads.config.training_options import Training
 from heads.interface.clips import Dims, dims_from
 from heads.zoo import build_head
@@ -312,3 +319,89 @@ def test_no_phase_is_called_as_a_checkpoint_of_every_run(name):
     phases = [{"name": name, "train": {"epochs": 1}}]
     with pytest.raises(ValueError, match=rf"phase {name}: .* choose another name"):
         recipe_from({"name": "r", "source": "a test", "head": {"name": "pool"}, "phases": phases})
+
+
+# Recipes for one's own videos.
+
+
+@pytest.mark.parametrize("name", OWN_VIDEOS)
+@pytest.mark.parametrize("cut", ["res5", "conv3", "res4.3"])
+def test_the_recipe_of_a_head_fits_any_cache_that_has_its_fields(name, cut):
+    recipe = read_recipe(name)
+    dims = Dims(T=8, N=4, C=64, maps={cut: (64, 7, 7)})
+    for phase in cached_phases(name):
+        head = built(name, json.dumps(recipe.of(phase).head.options), json.dumps(dims.as_dict()))
+        assert set(head.needs) <= {"pooled", "nodes", "boxes", "valid", cut}
+    assert [phase.reads for phase in recipe.all_phases] == ["cache"] * len(recipe.all_phases)
+
+
+def test_a_wrong_name_lists_the_recipes_that_fit_any_videos():
+    with pytest.raises(ValueError, match="did you mean pool") as error:
+        read_recipe("pol")
+    assert all(name in str(error.value) for name in OWN_VIDEOS)
+
+
+@pytest.mark.parametrize(
+    ("maps", "last"),
+    [
+        (["res3", "res5", "res4"], "res5"),
+        (["res4.3", "res4", "res3.3"], "res4"),
+        (["res4.3", "res4.5"], "res4.5"),
+        (["stem", "res2"], "res2"),
+        (["reduced", "res5"], "reduced"),
+        (["conv1", "conv3", "conv2"], "conv3"),
+        ([], "res5"),
+    ],
+)
+def test_the_last_cut_is_the_deepest_one(maps, last):
+    assert Dims(T=1, maps=dict.fromkeys(maps, (1, 1, 1))).last_cut == last
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data.labels", "cat,dog", ("cat", "dog")),
+        ("data.labels", "cat", ("cat",)),
+        ("data.labels", ["a,b", "c"], ("a,b", "c")),
+        ("data.labels", 7, ("7",)),
+        ("data.no_label", "-1, ?", ("-1", "?")),
+    ],
+)
+def test_a_list_may_be_written_with_commas(tmp_path, key, value, expected):
+    path = tmp_path / "r.toml"
+    path.write_text('source = "a test"\n' + MINIMAL)
+    table, name = key.split(".")
+    assert getattr(getattr(read_recipe(path, {key: value}), table), name) == expected
+
+
+def test_a_list_of_numbers_may_be_written_with_commas(tmp_path):
+    path = tmp_path / "r.toml"
+    phases = '[[phases]]\nname = "one"\n[phases.train]\nepochs = 9\n'
+    path.write_text('source = "a test"\n[head]\nname = "pool"\n' + phases)
+    steps = {"phases.one.train.schedule": "steps", "phases.one.train.drop_at": "3,5"}
+    assert read_recipe(path, steps).phases[0].train.drop_at == (3, 5)
+    steps["phases.one.train.drop_at"] = 4
+    assert read_recipe(path, steps).phases[0].train.drop_at == (4,)
+    steps["phases.one.train.drop_at"] = "3,soon"
+    with pytest.raises(ValueError, match=r"--set phases\.one\.train\.drop_at: .*'soon'"):
+        read_recipe(path, steps)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.lr", "fast"),
+        ("train.lrr", 1),
+        ("trian.lr", 1),
+        ("head.name", "strgg"),
+        ("head.dropuot", 0.1),
+        ("evaluate.aggregate", "median"),
+        ("data.target", "double"),
+    ],
+)
+def test_an_error_about_a_setting_names_it(tmp_path, key, value):
+    path = tmp_path / "r.toml"
+    path.write_text('source = "a test"\n' + MINIMAL)
+    with pytest.raises(ValueError, match=rf"--set {re.escape(key)}: ") as error:
+        read_recipe(path, {"train.batch": 8, key: value})
+    assert "\n" not in str(error.value)

@@ -190,3 +190,12 @@ def test_bash_accepts_the_completion_script():
     if not shutil.which("bash"):
         pytest.skip("no bash here")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_ls_never_cuts_a_path(copied, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for path in (copied / ("a" * 60) / "run", copied / ("b " * 40).strip() / "run"):
+        shutil.copytree(next(copied.rglob("run.json")).parent, path)
+    said = CliRunner().invoke(vidgraph, ["ls", str(copied)]).output
+    for entry in json.loads(CliRunner().invoke(vidgraph, ["ls", str(copied), "--json"]).output):
+        assert entry["path"] in said

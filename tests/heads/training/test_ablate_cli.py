@@ -1,9 +1,17 @@
 """`vidgraph ablate`: what it prints and its exit codes."""
 
 import json
+import statistics
 
 import pytest
 
+from heads.runs.manifest_record import manifest_record
+from heads.runs.run_files import read_json
+from heads.training.folds import read_folds
+from pipeline.cache.reader import Cache
+from pipeline.manifests.folds import fold_rows
+from pipeline.manifests.manifest import read_manifest, write_manifest
+from pipeline.manifests.rewriting import read_cells
 from tests.heads.training.test_train_cli import vidgraph
 from tests.support.tiny_cache import Tiny
 
@@ -120,3 +128,74 @@ def test_help_says_what_a_group_is(capsys):
     code, out, _ = vidgraph(capsys, "ablate", "--help")
     assert code == 0
     assert "Members in so many groups" in " ".join(out.split())
+
+
+# Folds.
+
+
+@pytest.fixture(scope="module")
+def divided(place):
+    """The folder of two folds of the cache's clips."""
+    manifest = write_manifest(place / "all.csv", read_cells(Cache(place / "cache").manifest))
+    for number, rows in enumerate(fold_rows(manifest, k=2, val=0.2), 1):
+        write_manifest(place / "folds" / f"fold{number}.csv", rows)
+    return place / "folds"
+
+
+def test_a_study_is_trained_on_every_fold_and_its_table_is_over_the_folds(place, divided, capsys):
+    how = ("--folds", divided, "--name", "over")
+    code, out, _ = ablate(capsys, place, "rates.toml", *how)
+    assert code == 0, out
+    folder = place / "runs" / "over"
+    table = json.loads((folder / "results.json").read_text())
+    (row,) = table["rows"]
+    means = []
+    for number in (1, 2):
+        alone = []
+        for seed in (0, 1):
+            run = folder / f"fold{number}" / f"pool,train.lr=0.1-seed{seed}"
+            alone.append(read_json(run / "metrics.json")["metrics"]["test"]["loss"])
+            record = read_json(run / "run.json")["manifest"]["fold"]
+            assert (record["number"], record["of"]) == (str(number), 2)
+        means.append(statistics.fmean(alone))
+    assert row["metrics"]["test"]["loss"] == {
+        "mean": pytest.approx(statistics.fmean(means)),
+        "std": pytest.approx(statistics.stdev(means)),
+    }
+    assert [(one["fold"], one["seed"]) for one in row["members"]] == [
+        *(("fold1", 0), ("fold1", 1), ("fold2", 0), ("fold2", 1)),
+    ]
+    tested = [table["folds"][name]["splits"]["test"]["clips"] for name in ("fold1", "fold2")]
+    assert sum(tested) == len(Cache(place / "cache").manifest.clips)
+    assert "over folds" in out
+    assert "| pool | 0.1      |    4 |" in out
+    # Read back, and each fold has a table of its own.
+    code, again, _ = ablate(capsys, place, "rates.toml", *how)
+    assert code == 0
+    assert "2 members, 2 of them finished before" in again
+    assert (folder / "fold2" / "results.txt").is_file()
+
+
+def test_folds_of_one_division_have_one_checksum(place, divided):
+    records = [manifest_record(read_manifest(divided / f"fold{number}.csv")) for number in (1, 2)]
+    assert records[0]["fold"]["sha256"] == records[1]["fold"]["sha256"]
+    assert "fold" not in manifest_record(read_manifest(place / "all.csv"))
+
+
+def test_folders_that_hold_no_folds_are_refused(place, divided, capsys, tmp_path):
+    code, _, err = ablate(capsys, place, "rates.toml", "--folds", tmp_path)
+    assert code == 2
+    assert "expected the manifests of at least two folds, found 0" in err
+    clips = read_cells(read_manifest(divided / "fold1.csv"))
+    write_manifest(tmp_path / "fold1.csv", clips)
+    write_manifest(tmp_path / "fold2.csv", clips[1:])
+    code, _, err = ablate(capsys, place, "rates.toml", "--folds", tmp_path)
+    assert code == 2
+    assert "fold2.csv: expected the clips of" in err
+
+
+def test_folds_are_in_the_order_of_their_numbers(divided, tmp_path):
+    clips = read_cells(read_manifest(divided / "fold1.csv"))
+    for number in (10, 2, 1):
+        write_manifest(tmp_path / f"fold{number}.csv", clips)
+    assert list(read_folds(tmp_path)) == ["fold1", "fold2", "fold10"]

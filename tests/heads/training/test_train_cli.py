@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cli.__main__ import main
+from heads.config.recipe import read_recipe
 from heads.runs.run_files import read_json
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import write_manifest
@@ -62,6 +63,30 @@ def test_a_second_call_reads_the_run_back_and_settings_make_another_run(place, c
     assert "train.lr is 0.1 there, 0.2 here" in err
     assert train(capsys, place, "--set", "train.lr=0.2", "--name", "other")[0] == 0
     assert "lr = 0.2" in (place / "runs" / "other" / "recipe.toml").read_text()
+
+
+def test_short_options_are_recorded_as_settings_are(place, capsys):
+    short = ("--epochs", 1, "--lr", 0.3, "--batch", 4)
+    assert train(capsys, place, *short, "--name", "short")[0] == 0
+    long = ("--set", "train.epochs=1", "--set", "train.lr=0.3", "--set", "train.batch=4")
+    assert "finished before" in train(capsys, place, *long, "--name", "short")[1]
+    code, _, err = train(capsys, place, "--lr", 0.3, "--set", "train.lr=0.1", "--name", "both")
+    assert code == 2
+    assert "--lr and --set train.lr: expected one of them, got both" in err
+
+
+def test_short_options_hold_for_the_phases_that_are_trained(place, capsys):
+    frames = '[[phases]]\nname = "three"\nreads = "frames"\n[phases.train]\nepochs = 1\n'
+    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more="") + frames
+    (place / "short.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
+    how = ("--cache", place / "cache", "--runs", place / "runs", "--device", "cpu", "--lr", 0.25)
+    assert vidgraph(capsys, "train", place / "short.toml", *how)[0] == 0
+    recipe = read_recipe(place / "runs" / "short-seed0" / "recipe.toml")
+    assert [phase.train.lr for phase in recipe.phases] == [0.25, 0.25, 0.01]
+    only = (*how, "--phase", "two", "--name", "only")
+    assert vidgraph(capsys, "train", place / "short.toml", *only)[0] == 0
+    recipe = read_recipe(place / "runs" / "only" / "recipe.toml")
+    assert [phase.train.lr for phase in recipe.phases] == [0.01, 0.25, 0.01]
 
 
 @pytest.mark.parametrize(

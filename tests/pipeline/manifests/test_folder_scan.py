@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,9 @@ ADDED = [
 def test_the_row_of_a_clip_hangs_on_no_other_file(tmp_path, added):
     """Its id, split and label are the same whatever lies beside it, and all ids differ."""
     touch(tmp_path, "c/a.mp4", "c/b.webm", "d/walk/1.jpg")
-    before = {row["path"]: row for row in scan_folder(tmp_path, val=0.3, test=0.3).rows}
+    before = {row["path"]: row for row in scan_folder(tmp_path, "hash", val=0.3, test=0.3).rows}
     touch(tmp_path, added)
-    after = {row["path"]: row for row in scan_folder(tmp_path, val=0.3, test=0.3).rows}
+    after = {row["path"]: row for row in scan_folder(tmp_path, "hash", val=0.3, test=0.3).rows}
     assert before.items() <= after.items()
     assert len(after) == len(before) + 1 == len({row["clip"] for row in after.values()})
 
@@ -174,20 +175,46 @@ def test_half_of_the_folders_named_after_splits_is_refused(tmp_path):
     assert len(scan_folder(tmp_path, split_by="hash").rows) == 3
 
 
-def test_drawn_splits_have_their_shares_and_do_not_move_when_clips_are_added(tmp_path):
+def test_hashed_splits_have_their_shares_and_do_not_move_when_clips_are_added(tmp_path):
     touch(tmp_path, *(f"c/{k}.mp4" for k in range(1000)))
-    before = {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1).rows}
+    before = {r["clip"]: r["split"] for r in scan_folder(tmp_path, "hash", val=0.2, test=0.1).rows}
     shares = [list(before.values()).count(split) for split in ("train", "val", "test")]
     assert all(abs(share - want) < 50 for share, want in zip(shares, (700, 200, 100), strict=True))
     touch(tmp_path, "c/0000.mp4", "b/new.mp4")
-    after = {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1).rows}
+    after = {r["clip"]: r["split"] for r in scan_folder(tmp_path, "hash", val=0.2, test=0.1).rows}
     assert before.items() <= after.items()
     assert before != {
-        r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1, seed=1).rows
+        r["clip"]: r["split"] for r in scan_folder(tmp_path, "hash", val=0.2, test=0.1, seed=1).rows
     }
     # Written down once: caches and results depend on who is in which split.
     splits = " ".join(before[f"c/{k}.mp4"] for k in range(8))
     assert splits == "val train test val train train train train"
+
+
+def test_every_class_has_its_shares_of_the_splits(tmp_path):
+    touch(tmp_path, *(f"big/{k}.mp4" for k in range(50)), *(f"ten/{k}.mp4" for k in range(10)))
+    touch(tmp_path, *(f"three/{k}.mp4" for k in range(3)), "two/0.mp4", "two/1.mp4", "one/0.mp4")
+    rows = scan_folder(tmp_path, val=0.1, test=0.2).rows
+    counts = Counter((row["label"], row["split"]) for row in rows)
+    by_class = {}
+    for label in ("big", "ten", "three", "two", "one"):
+        by_class[label] = tuple(counts[label, split] for split in ("train", "val", "test"))
+    assert by_class == {
+        "big": (35, 5, 10),
+        "ten": (7, 1, 2),
+        "three": (1, 1, 1),
+        "two": (1, 0, 1),
+        "one": (1, 0, 0),
+    }
+    assert rows == scan_folder(tmp_path, val=0.1, test=0.2).rows
+    assert rows != scan_folder(tmp_path, val=0.1, test=0.2, seed=1).rows
+    assert {row["split"] for row in scan_folder(tmp_path, val=0, test=0).rows} == {"train"}
+
+
+@pytest.mark.parametrize("ending", ["gif", "ts", "mts", "m2ts", "vob", "asf", "MTS"])
+def test_videos_of_cameras_discs_and_the_web_are_found(tmp_path, ending):
+    touch(tmp_path, f"c/a.{ending}")
+    assert [row["path"] for row in scan_folder(tmp_path).rows] == [f"c/a.{ending}"]
 
 
 def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):

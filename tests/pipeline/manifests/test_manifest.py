@@ -494,14 +494,6 @@ def test_the_folder_verb_writes_a_manifest_that_reads_and_says_what_it_left_out(
     assert paths == [data / name for name in ("cat/a.mp4", "cat/b.mp4", "dog/c.mp4")]
 
 
-def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
-    touch(tmp_path, "data/cat/a.mp4")
-    result = run("folder", tmp_path / "data", "--out", tmp_path / "lists/m.csv")
-    assert f"--root {tmp_path.resolve() / 'data'}" in result.output
-    manifest = read_manifest(tmp_path / "lists/m.csv", tmp_path / "data")
-    assert manifest.clips[0].path == tmp_path.resolve() / "data/cat/a.mp4"
-
-
 def test_the_digits_verb_writes_videos_that_its_manifest_lists(tmp_path):
     counts = ("--train", 3, "--val", 0, "--test", 2)
     asked = ("digits", "--out", tmp_path / "d", *counts, "--workers", 0, "--set", "frames=4")
