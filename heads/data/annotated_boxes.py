@@ -69,10 +69,10 @@ class AnnotatedBoxes:
             return torch.from_numpy(fields["boxes"]), torch.from_numpy(fields["valid"])
 
         boxes, valid = [], []
-        clips = self.group.cache.manifest.clips
+        clips = {clip.clip: clip for clip in self.group.cache.manifest.clips}
         for k, row in enumerate(rows):
             view = {name: values[k] for name, values in fields.items()}
-            found = self._of_view(clips[int(row) // self.group.per_clip], view, steps)
+            found = self._of_view(clips[self.group.clips[int(row)]], view, steps)
             boxes.append(found[0])
             valid.append(found[1])
         return torch.from_numpy(np.stack(boxes)), torch.from_numpy(np.stack(valid))

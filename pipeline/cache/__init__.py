@@ -6,6 +6,7 @@ neither videos nor networks.
 
     fields         which tensors there are, with their axes, dtypes and units
     reader         Cache and Group: what notebooks and training read
+    joined         several caches of the same options as one
     folder         cache.json and the copy of the manifest
     shards         which shard holds which clips, where its files are, whether it is complete
     shard_writer   writes one shard's HDF5 file and its statistics (through part_file)
@@ -21,6 +22,8 @@ _HOMES = {
     "Cache": "reader",
     "Group": "reader",
     "CacheError": "folder",
+    "JoinedCache": "joined",
+    "open_caches": "joined",
     "Shards": "shards",
     "create_cache": "folder",
     "FIELDS": "fields",
