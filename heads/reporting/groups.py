@@ -159,7 +159,8 @@ def _in_order(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
     sets = by_test_set(groups, split)
     for members in sets:
         chooser = sorting_split(members, split)
-        members.sort(key=lambda group: -_main_value(group, chooser))
+        # A row without figures of it comes last, wherever the other split would put it.
+        members.sort(key=lambda group: (-_main_value(group, chooser), -_main_value(group, split)))
     sets.sort(key=lambda members: (-len(members), -_main_value(members[0], split)))
     return [group for members in sets for group in members]
 
@@ -167,10 +168,10 @@ def _in_order(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
 def sorting_split(members: Sequence[RunGroup], split: str) -> str:
     """Return the split whose main figure sorts groups.
 
-    It is val, since a choice by test would make the best row's figure too high. Where a group has
-    no figures of val, it is the split that is reported.
+    It is val, since a choice by test would make the best row's figure too high. Where no group has
+    figures of val, it is the split that is reported.
     """
-    has_val = all(_main_value(group, "val") >= 0 for group in members)
+    has_val = any(_main_value(group, "val") >= 0 for group in members)
     return "val" if has_val else split
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from heads.config.recipe import PLAIN
@@ -27,7 +28,14 @@ from pipeline.files.regular_files import read_small_text
 # Characters of a command's line, after which the next option starts a new one.
 LINE = 90
 
-# Options of `vidgraph extract` whose flags are not named after their keys.
+# Keys of an extraction's configuration whose flags have their names. Others are given with --set.
+NAMED = (
+    *("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop", "flip"),
+    *("flip_protect", "test_clips", "test_crops", "test_short_side"),
+    *("keep", "backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "seed"),
+    *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
+)
+# Keys whose flags have other names.
 FLAGS = {
     "proposal_options.weights": "--proposal-weights",
     "proposal_options.size": "--proposal-size",
@@ -35,7 +43,6 @@ FLAGS = {
     "proposal_options.file": "--annotations",
     "resize": "--frame-resize",
 }
-WITHOUT_FLAG = ("sampling.stretch",)
 
 
 def extraction(caches: Sequence[KnownCache]) -> Section | None:
@@ -205,7 +212,7 @@ def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
         for path in known.paths:
             words += ["--cache", path]
     words += _manifest_options(manifest, known)
-    words += ["--runs", run.folder.parent, "--name", run.folder.name, "--seed", about["seed"]]
+    words += ["--name", run.folder.name, "--seed", about["seed"]]
     if about.get("precision", "fp32") != "fp32":
         words += ["--precision", about["precision"]]
     if "start" in about:
@@ -299,16 +306,20 @@ def _graphs(known: KnownCache) -> list[Any]:
 
 def _extract_options(asked: Mapping[str, Any]) -> list[Any]:
     """Every option that was asked for: as a flag, or as --set where there is no flag."""
+    from pipeline.stages.config import ExtractConfig
+
+    # Lists for tuples, as a shard's record has them.
+    defaults = flatten(json.loads(json.dumps(asdict(ExtractConfig()))))
     words: list[Any] = []
     for key, value in flatten(dict(asked)).items():
         if value is None or value in ({}, []):
             continue
-        flag = FLAGS.get(key)
-        if flag is None and "." not in key:
-            flag = f"--{key.replace('_', '-')}"
-        elif flag is None and key.startswith("sampling."):
-            flag = f"--{key.removeprefix('sampling.').replace('_', '-')}"
-        if key in WITHOUT_FLAG or flag is None:
+        flag, name = FLAGS.get(key), key.removeprefix("sampling.")
+        if name in NAMED:
+            flag = f"--{name.replace('_', '-')}"
+        if flag is None and value == defaults.get(key, {}):
+            continue
+        if flag is None:
             # --set reads values of JSON.
             words += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
         elif isinstance(value, bool):

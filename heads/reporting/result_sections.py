@@ -138,7 +138,11 @@ def _study_table(groups: Sequence[RunGroup], split: str, number: int) -> Table:
 
     caption = ""
     if len(groups) > 1:
-        caption += f"Sorted by {sorting_split(groups, split)}. "
+        chooser = sorting_split(groups, split)
+        caption += f"Sorted by {chooser}"
+        if not all(group.runs[0].figures(chooser) for group in groups):
+            caption += f"; rows without figures of {chooser} come last"
+        caption += ". "
     if _several_seeds(groups):
         caption += "Mean ± standard deviation over seeds. "
     caption += f"Videos: those of {split}. Parameters and MACs (one view) are the head's."

@@ -49,9 +49,17 @@ def test_rows_are_sorted_by_val_and_not_by_test(tmp_path):
     assert "Sorted by val." in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_without_val_for_every_row_they_are_sorted_by_the_split_that_is_shown(tmp_path):
+def test_a_row_without_val_comes_last(tmp_path):
     Made("one", skill=0.9).write(tmp_path / "runs")
-    Made("two", head="strg", skill=0.5, val={"top1": 0.99}).write(tmp_path / "runs")
+    Made("two", head="strg", skill=0.5, val={"top1": 0.1}).write(tmp_path / "runs")
+    assert [row["name"] for row in table(write(tmp_path), "study")] == ["two", "one"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Sorted by val; rows without figures of val come last." in text
+
+
+def test_without_val_rows_are_sorted_by_the_split_that_is_shown(tmp_path):
+    Made("one", skill=0.9).write(tmp_path / "runs")
+    Made("two", head="strg", skill=0.5).write(tmp_path / "runs")
     assert [row["name"] for row in table(write(tmp_path), "study")] == ["one", "two"]
     assert "Sorted by test." in (tmp_path / "out" / "report.md").read_text()
 
