@@ -51,3 +51,16 @@ def refuse_repeated_cache(ctx: click.Context, command: click.Command, args: Sequ
                 f"train, evaluate, ablate, report and export read several",
                 own,
             )
+
+
+def refuse_no_cache(paths: Sequence[Path]) -> None:
+    """Refuse an empty list of caches.
+
+    Args:
+        paths: of the command line.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not paths:
+        raise click.UsageError("expected CACHE, the folder of a cache")
