@@ -166,3 +166,26 @@ def test_a_verb_that_takes_one_cache_refuses_a_second(two):
         assert "--cache was given twice" in result.output
     # --help and other errors of the command line stay as they are.
     assert "no such option" in CliRunner().invoke(vidgraph, ["graphs", "--cach"]).output.lower()
+
+
+def test_a_report_names_all_caches_of_a_run_and_finds_them_where_they_are_now(tmp_path):
+    from heads.reporting.report import report
+
+    paths = []
+    for prefix in "ab":
+        made = Tiny(splits=FEW, prefix=f"{prefix}-").write(tmp_path / prefix)
+        paths.append(made.path)
+    train(_recipe(), open_caches(paths), tmp_path / "runs" / "x", seed=0, say=lambda _: None)
+    report([tmp_path / "runs"], tmp_path / "out", macs=False, say=lambda _: None)
+    text = " ".join((tmp_path / "out" / "report.md").read_text().replace("\\\n", " ").split())
+    assert f"--cache {paths[0].resolve()} --cache {paths[1].resolve()} --name x" in text
+    with open(tmp_path / "out" / "tables" / "extraction.csv") as file:
+        assert "2 of 2,18," in file.read()
+
+    moved = [path.rename(path.with_name("moved")) for path in paths]
+    report([tmp_path / "runs"], tmp_path / "out", macs=False, say=lambda _: None)
+    assert "not there" in (tmp_path / "out" / "report.md").read_text()
+    report([tmp_path / "runs"], tmp_path / "out", macs=False, caches=moved, say=lambda _: None)
+    assert "not there" not in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(ValueError, match="none of the runs was trained on this cache"):
+        report([tmp_path / "runs"], tmp_path / "out", macs=False, caches=moved[:1])
