@@ -189,3 +189,18 @@ def test_a_report_names_all_caches_of_a_run_and_finds_them_where_they_are_now(tm
     assert "not there" not in (tmp_path / "out" / "report.md").read_text()
     with pytest.raises(ValueError, match="none of the runs was trained on this cache"):
         report([tmp_path / "runs"], tmp_path / "out", macs=False, caches=moved[:1])
+
+
+def test_a_study_on_two_caches_trains_from_the_command_line(two, tmp_path):
+    for name in ("pool", "roi_pool"):
+        table = f'source = "a test"\n[head]\nname = "{name}"\n[train]\nepochs = 1\nbatch = 4\n'
+        (tmp_path / f"{name}.toml").write_text(table)
+    study = f'source = "a test"\nrecipes = ["{tmp_path}/pool.toml", "{tmp_path}/roi_pool.toml"]\n'
+    (tmp_path / "study.toml").write_text(study + "seeds = [0]\n")
+    caches = ["--cache", str(two[0]), "--cache", str(two[1]), "--runs", str(tmp_path / "runs")]
+    result = CliRunner().invoke(vidgraph, ["ablate", str(tmp_path / "study.toml"), *caches])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "runs" / "study" / "results.json").read_text())
+    assert record["caches"] == [str(path.resolve()) for path in two]
+    trained = CliRunner().invoke(vidgraph, ["train", str(tmp_path / "pool.toml"), *caches])
+    assert trained.exit_code == 0, trained.output
