@@ -12,6 +12,7 @@ import sys
 import click
 
 import cli
+from cli._shared.caches import refuse_repeated_cache
 from cli._shared.utf8 import ensure_utf8
 from pipeline.text.printable import guard_output
 from pipeline.text.suggestions import nearest
@@ -42,7 +43,10 @@ class Verbs(click.Group):
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in _verbs():
             raise click.UsageError(f"no verb {name!r}: {nearest(name, _verbs())}", ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated_cache(ctx, command, rest)
+        return name, command, rest
 
 
 # color: without a terminal, Click would strip some control sequences. We print them as escapes

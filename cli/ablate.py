@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.caches import caches_option
 from cli._shared.cluster import engine_of, place_options
 from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost, set_option
@@ -20,9 +21,7 @@ INTERVAL = 1.0  # seconds between two readings of the members' logs
 
 @click.command("ablate")
 @click.argument("study")
-@click.option(
-    "--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on."
-)
+@caches_option("The cache to train on.")
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
@@ -109,10 +108,10 @@ def command(
         from heads.training.ablate import ablate
         from heads.training.estimates import AblateOptions, count_passes, estimate_members
         from heads.training.folds import ablate_folds, read_folds
-        from pipeline.cache.reader import Cache
+        from pipeline.cache.joined import open_caches
         from pipeline.manifests.manifest import read_manifest
 
-        plan, opened = read_study(study, settings), Cache(cache)
+        plan, opened = read_study(study, settings), open_caches(cache)
         folder = runs / (name or plan.name)
         how = AblateOptions(
             device, precision, read_manifest(manifest) if manifest else None, resume, resident

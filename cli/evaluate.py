@@ -6,6 +6,7 @@ import click
 from click.core import ParameterSource
 
 from cli._shared.annotations import annotated_boxes_of, annotations_option
+from cli._shared.caches import caches_option
 from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost
 from cli._shared.say import say
@@ -33,11 +34,7 @@ IN_PLACE = {
 
 @click.command("evaluate")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    help="The cache to evaluate on.  [default: the run's]",
-)
+@caches_option("The cache to evaluate on.  [default: the run's]", required=False)
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
@@ -274,12 +271,15 @@ def _ensemble(runs, split, settings, into, submission) -> int:
 def _cache_of(run, cache):
     from heads.interface.run_records import RUN
     from heads.runs.run_files import read_json
-    from pipeline.cache.reader import Cache
+    from pipeline.cache.joined import open_caches
 
-    cache = cache or read_json(run / "run.json", RUN).get("cache")
-    if cache is None:
+    # A run from frames may have no cache.
+    about = {} if cache else read_json(run / "run.json", RUN)
+    # A run on several caches lists all of them; "cache" is the first.
+    paths = cache or about.get("caches") or about.get("cache")
+    if not paths:
         raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")
-    return Cache(cache)
+    return open_caches(paths)
 
 
 def _exchange(run, cache, manifest, split, checkpoint, phase, names) -> None:

@@ -96,7 +96,9 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     help="Smallest weight of an edge that is drawn.",
 )
 @click.option("--top", default=5, type=click.IntRange(min=1), help="Classes among the predictions.")
-@click.option("--height", default=180, type=click.IntRange(min=32), help="Of a frame, pixels.")
+@click.option(
+    "--height", default=180, type=click.IntRange(min=32), help="Least of a frame, pixels."
+)
 @click.option(
     "--width",
     default=1600,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.caches import caches_option
 from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost, set_option
 from cli._shared.say import say
@@ -12,9 +13,7 @@ from cli._shared.training import short_options, with_short_options
 
 @click.command("train")
 @click.argument("recipe")
-@click.option(
-    "--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on."
-)
+@caches_option("The cache to train on.")
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
@@ -89,7 +88,7 @@ def command(
     from cli._shared.figures import print_figures
     from heads.config.recipe import read_recipe
     from heads.training.train import train
-    from pipeline.cache.reader import Cache
+    from pipeline.cache.joined import open_caches
     from pipeline.manifests.manifest import read_manifest
     from pipeline.workers.memory import keep_freed_memory
 
@@ -100,7 +99,7 @@ def command(
     with stoppable("stopped; finished epochs are kept, the same command resumes"):
         result = train(
             chosen,
-            Cache(cache),
+            open_caches(cache),
             runs / (name or f"{chosen.name}-seed{seed}"),
             seed=seed,
             device=device,

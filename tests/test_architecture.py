@@ -33,6 +33,7 @@ PIPELINE = {
         *("files", "text", "plugins", "views", "manifests", "video", "regions", "networks"),
         *("backbones", "proposals", "workers", "cache"),
     },
+    "export": {"files", "manifests", "video", "cache"},
     "digits": {"files", "manifests", "video", "backbones", "workers", "cache"},
 }
 HEADS = {
@@ -56,7 +57,7 @@ HEADS = {
     },
 }
 # What decodes videos or runs a network that proposes boxes, and who may use it.
-NEEDS_FRAMES = {"video", "proposals", "stages"}
+NEEDS_FRAMES = {"video", "proposals", "stages", "export"}
 READ_FRAMES = {"finetuning", "drawing", "prediction", "reporting", "plugin_check"}
 ONE_PLACE = {
     "h5py": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_layout.py"},

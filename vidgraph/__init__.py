@@ -6,7 +6,7 @@
     cache["train"].view(17)                        # one view: a dictionary of arrays
     cache["train"].batch([3, 1, 2], ["nodes"])     # several views, in this order
 
-    data = vidgraph.ViewDataset(cache, "train", ["nodes", "boxes", "valid"])
+    data = vidgraph.dataset(cache, split="train", fields=["nodes", "boxes", "valid"])
     head = vidgraph.build_head("strg", data.dims, len(data.classes))
 
     vidgraph.predict("runs/strg", cache, "val").scores     # [videos, classes]
@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heads.config.recipe import read_recipe
-    from heads.data.view_dataset import ViewDataset
+    from heads.data.view_dataset import ViewDataset, dataset
     from heads.evaluation.saved_heads import load_run
     from heads.interface.clips import Clips, Dims, HeadOutput
     from heads.prediction.videos import predict
     from heads.zoo import build_head, head_names, head_options
     from pipeline.backbones import Backbone, backbone_names, backbone_options, build_backbone
+    from pipeline.cache.joined import open_caches
     from pipeline.cache.reader import Cache, Group
     from pipeline.manifests.manifest import read_manifest
     from pipeline.proposals import build_proposals, proposal_names
@@ -37,8 +38,10 @@ _HOMES = {
     # A cache, its views, and the views of a split as a torch Dataset.
     "Cache": "pipeline.cache.reader",
     "Group": "pipeline.cache.reader",
+    "open_caches": "pipeline.cache.joined",
     "read_manifest": "pipeline.manifests.manifest",
     "ViewDataset": "heads.data.view_dataset",
+    "dataset": "heads.data.view_dataset",
     # Heads, and what they receive and return.
     "build_head": "heads.zoo",
     "head_names": "heads.zoo",

@@ -16,6 +16,7 @@ _HOMES = {
     "SplitViews": "splits",
     "ViewDataset": "view_dataset",
     "cache_dims": "splits",
+    "dataset": "view_dataset",
     "fields_for": "splits",
     "find_classes": "classes",
     "shared_pass": "feature_store",

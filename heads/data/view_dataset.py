@@ -1,4 +1,8 @@
-"""The cached views of a split as a torch Dataset."""
+"""The cached views of a split as a torch Dataset.
+
+data = dataset("caches/mine", split="train", fields=["nodes", "valid"])
+loader = DataLoader(data, batch_size=32, shuffle=True, num_workers=2)
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +14,9 @@ from torch.utils.data import Dataset
 from heads.config.recipe_tables import DataOptions
 from heads.data.classes import find_classes
 from heads.data.splits import cache_dims, require_split_views
+from pipeline.cache.joined import JoinedCache, open_caches
 from pipeline.cache.reader import Cache
-from pipeline.manifests.manifest import Manifest
+from pipeline.manifests.manifest import Manifest, read_manifest
 
 Item = dict[str, Tensor]
 
@@ -24,12 +29,12 @@ class ViewDataset(Dataset):
     `failed` names their clips. Works in the worker processes of a DataLoader.
 
     Args:
-        cache: a Cache, or the path of one.
+        cache: a cache, the path of one, or several paths of caches that are read as one.
         split: "train", "val" or "test".
         fields: what to read, such as `["nodes", "valid"]`; None for all fields of the cache.
         views: "train" or "test", the group of views; None for training views of the train split
             and test views of the others.
-        manifest: labels and splits; None for the cache's own copy.
+        manifest: labels and splits, or the path of their file; None for the cache's own copy.
         target: "single" for one class id per video, "multi" for a vector of 0 and 1.
 
     Attributes:
@@ -45,15 +50,17 @@ class ViewDataset(Dataset):
 
     def __init__(
         self,
-        cache: Cache | str | Path,
+        cache: Cache | JoinedCache | str | Path | Sequence[str | Path],
         split: str = "train",
         fields: Sequence[str] | None = None,
         *,
         views: str | None = None,
-        manifest: Manifest | None = None,
+        manifest: Manifest | str | Path | None = None,
         target: str = "single",
     ):
-        self.cache = cache if isinstance(cache, Cache) else Cache(cache)
+        self.cache = open_caches(cache)
+        if isinstance(manifest, (str, Path)):
+            manifest = read_manifest(manifest)
         manifest = manifest or self.cache.manifest
         options = DataOptions(target=target)
         self.classes = find_classes(manifest, options)
@@ -73,6 +80,11 @@ class ViewDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def where(self, index: int) -> tuple[str, int]:
+        """Return which view an index is: the clip's id, and the view's number."""
+        row = int(self.rows[index])
+        return self.group.clips[row], int(self.group.views[row])
 
     def __getitem__(self, index: int) -> Item:
         """Return one view; see the class."""
@@ -98,3 +110,30 @@ class ViewDataset(Dataset):
                 item["target"] = self.targets[self.video[index]]
             items.append(item)
         return items
+
+
+def dataset(
+    cache: Cache | JoinedCache | str | Path | Sequence[str | Path],
+    split: str = "train",
+    fields: Sequence[str] | None = None,
+    *,
+    views: str | None = None,
+    manifest: Manifest | str | Path | None = None,
+    target: str = "single",
+) -> ViewDataset:
+    """Return the cached views of a split as a torch Dataset with labels.
+
+    Args:
+        cache: a cache, the path of one, or several paths of caches that are read as one.
+        split: "train", "val" or "test".
+        fields: what to read, such as `["nodes", "valid"]`; None for all fields of the cache.
+        views, manifest, target: as for `ViewDataset`.
+
+    Returns:
+        The dataset; `len()` is its number of views. An item is a dictionary of the fields and
+        `target`. Views of clips that failed are left out.
+
+    Raises:
+        ValueError, CacheError: as for `ViewDataset`.
+    """
+    return ViewDataset(cache, split, fields, views=views, manifest=manifest, target=target)

@@ -5,6 +5,7 @@ draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from heads.drawing import sections as draw_sections
 from heads.drawing.backbone_output import BackboneOutput, BlockOutput, has_blocks, run_backbone
 from heads.drawing.block_panels import attention_vector, block
 from heads.drawing.canvas import Canvas
+from heads.drawing.edges import EdgeDrawing
 from heads.drawing.head_output import HeadResult, run_head
-from heads.drawing.layout import Drawing, Style
+from heads.drawing.layout import MARGIN, Drawing, Style
 from heads.drawing.panels import predictions, structure
 from heads.drawing.sections import Node, Strip
 from heads.drawing.source import ViewContent, group_of, load_view
@@ -230,10 +232,7 @@ class _SectionBuilder:
         chosen, view, result, found = set(chosen), self.view, self.result, []
         # Boxes and edges share one strip.
         if "edges" in chosen:
-            graphs = None
-            if result is not None and "front" in result.maps:
-                graphs = (result.maps["front"], result.maps["back"])
-            found.append(draw_sections.edges(view, graphs, self.style.least, "boxes" in chosen))
+            found.append(self.edges.strip("boxes" in chosen))
         elif "boxes" in chosen:
             found.append(draw_sections.boxes(view))
         if "nearest" in chosen:
@@ -254,6 +253,8 @@ class _SectionBuilder:
     def panels(self, chosen: Iterable[str]) -> list[Canvas]:
         """The panels of `chosen`."""
         found = []
+        if "edges" in chosen and self.edges.crowded:
+            found.append(self.edges.table(self.style.width - 2 * MARGIN))
         if "blocks" in chosen:
             found += [block(output) for output in self._blocks()]
         if "attention" in chosen and self._listens():
@@ -267,6 +268,14 @@ class _SectionBuilder:
                 own = replace(self.result, scores=self.result.own_scores, structure="")
                 found.append(predictions(own, labels, most, of="its own structure"))
         return found
+
+    @cached_property
+    def edges(self) -> EdgeDrawing:
+        """The edges of the view; those of a head that has some, else the IoU graphs."""
+        graphs = None
+        if self.result is not None and "front" in self.result.maps:
+            graphs = (self.result.maps["front"], self.result.maps["back"])
+        return EdgeDrawing(self.view, graphs, self.style.least, self.style.steps)
 
     def _listens(self) -> bool:
         """Whether the head is EAN's transformer, whose attention is a panel."""

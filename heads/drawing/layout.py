@@ -21,6 +21,7 @@ from heads.drawing.canvas import (
     FrameRect,
     shorten,
     text_width,
+    wrap,
 )
 from heads.drawing.head_output import HeadResult
 from heads.drawing.panels import LINE, TEXT, caption_lines
@@ -32,6 +33,9 @@ from pipeline.video.decode import write_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
+# A frame is enlarged to fill the page's width, up to this factor.
+MOST_STRETCH = 2.0
+
 # Pixels around the page, above a strip, below a row of frames, between the frames of a video.
 MARGIN, TITLE, FOOT, SPACE = 20, 38, 18, 16
 
@@ -41,7 +45,7 @@ class Style:
     """How much is drawn, and how large.
 
     Attributes:
-        height: of a frame, pixels, 32 or more.
+        height: of a frame, pixels, 32 or more; frames are enlarged where the page has room.
         width: of the page, pixels, 200 or more.
         steps: the steps to draw; () for all.
         neighbours: M, how many similar nodes are drawn.
@@ -162,7 +166,8 @@ def page(drawing: Drawing) -> Canvas:
     for strip, size in zip(strips, sizes, strict=True):
         used = size.per_row * (size.width + strip.gap)
         widths.append(used - strip.gap if size.rows == 1 else used)
-    inner = max(640.0, *widths, *[panel.width for panel in drawing.panels])
+    least = min(640.0, style.width - 2.0 * MARGIN)
+    inner = max(least, *widths, *[panel.width for panel in drawing.panels])
 
     lines = caption_lines(drawing.view, drawing.result, inner)
     headings = [_heading_height(strip, inner) for strip in strips]
@@ -247,7 +252,11 @@ def _strip_size(drawing: Drawing, strip: Strip, steps: int) -> _StripSize:
         per_row = max(1, min(steps - 1, int(room // (width + strip.gap))))
     rows = math.ceil(steps / per_row)
     # Rows of equal length, instead of full ones and a short one.
-    return _StripSize(width, height, math.ceil(steps / rows), rows)
+    per_row = math.ceil(steps / rows)
+    # A row that continues in the next one has a gap behind its last frame, too.
+    gaps = per_row if rows > 1 else per_row - 1
+    stretch = min(MOST_STRETCH, max(1.0, (room - gaps * strip.gap) / (per_row * width)))
+    return _StripSize(width * stretch, height * stretch, per_row, rows)
 
 
 def _caption_height(lines: Sequence[tuple[str, int, Colour]]) -> float:
@@ -264,7 +273,14 @@ def _draw_caption(canvas: Canvas, lines: Sequence[tuple[str, int, Colour]]) -> f
 
 
 def _heading_height(strip: Strip, width: float) -> float:
-    return TITLE if strip.note and not _note_fits(strip, width) else TITLE - 18
+    return TITLE - 18 + 16 * len(_note_lines(strip, width)) + 2 * bool(_note_lines(strip, width))
+
+
+def _note_lines(strip: Strip, width: float) -> list[str]:
+    """The lines of a note below its title; [] where it stands behind the title."""
+    if not strip.note or _note_fits(strip, width):
+        return []
+    return wrap(strip.note, TEXT, width)
 
 
 def _note_fits(strip: Strip, width: float) -> bool:
@@ -282,8 +298,8 @@ def _draw_heading(canvas: Canvas, strip: Strip, left: float, y: float, width: fl
 
     if strip.note and _note_fits(strip, width):
         canvas.text((x, y + 2), strip.note, TEXT, FAINT)
-    elif strip.note:
-        canvas.text((left, y + 18), shorten(strip.note, TEXT, width), TEXT, FAINT)
+    for k, line in enumerate(_note_lines(strip, width)):
+        canvas.text((left, y + 18 + 16 * k), line, TEXT, FAINT)
 
 
 def _draw_row(
@@ -335,10 +351,10 @@ def _draw_joins(
         at = k - first + 1
         strip.join(canvas, rects[at], rects[at + 1], steps[k], k >= first)
 
-    # What the lines draw beyond the gap is erased.
-    end = rects[-1].x
-    below = rect.y + rect.height + 1
+    # What the lines draw beyond the row is erased: no line leaves the page, or enters its margin.
+    end, below = rects[-1].x, rect.y + rect.height + 1
     canvas.rectangle((end, rect.y - 1, canvas.width, below), PAPER, 0, fill=PAPER)
+    canvas.rectangle((0, rect.y - 1, rect.x - 1, below), PAPER, 0, fill=PAPER)
 
 
 def _frames_of_row(rect: FrameRect, gap: float, start: int, stop: int) -> list[FrameRect]:

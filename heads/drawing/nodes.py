@@ -24,7 +24,9 @@ def nearest(view: ViewContent, node: Node) -> Strip:
     table = table.copy()
     table[(*node, node[0])] = node[1]
     title = f"nearest nodes of node {_name(node)}"
-    return _sequence(view, node, table, title, "largest inner product in each step")
+    features = Likeness(view, node)
+    note = f"box: {features.words}; chosen by inner product. {features.about}"
+    return _sequence(view, node, table, title, note, features)
 
 
 def nearest_of_head(view: ViewContent, node: Node, table: np.ndarray) -> Strip:
@@ -33,7 +35,48 @@ def nearest_of_head(view: ViewContent, node: Node, table: np.ndarray) -> Strip:
     return _sequence(view, node, table.astype(int), title, "as the head chose it")
 
 
-def _sequence(view: ViewContent, node: Node, table: np.ndarray, title: str, note: str) -> Strip:
+class Likeness:
+    """Inner product and cosine of the features of nodes with those of the chosen one.
+
+    Args:
+        view: the view.
+        node: the chosen node.
+
+    Attributes:
+        known: whether the cache holds the features.
+        words: what stands beside a node.
+        about: a sentence on the two numbers.
+    """
+
+    def __init__(self, view: ViewContent, node: Node):
+        self.known = "nodes" in view.fields
+        self.words = "inner product"
+        self.about = "The cache holds no nodes, so their cosines are not known."
+        if not self.known:
+            return
+        nodes = view.fields["nodes"].astype(np.float64)
+        self.products = nodes @ nodes[node]
+        lengths = np.linalg.norm(nodes, axis=-1) * np.linalg.norm(nodes[node])
+        self.cosines = self.products / np.maximum(lengths, 1e-12)
+        self.words = "inner product, then cosine"
+        self.about = "The inner product, by which heads compare, grows with the features' length."
+
+    def text(self, t: int, i: int, product: float | None = None) -> str:
+        """Return the numbers of node (t,i); `product` is a stored inner product."""
+        if not self.known:
+            return "" if product is None else compact(product)
+        value = float(self.products[t, i]) if product is None else product
+        return f"{compact(value)}, {compact(float(self.cosines[t, i]))}"
+
+
+def _sequence(
+    view: ViewContent,
+    node: Node,
+    table: np.ndarray,
+    title: str,
+    note: str,
+    features: Likeness | None = None,
+) -> Strip:
     """A box of each step, joined by a line."""
     chosen, has_boxes = table[node], view.valid.any(1)
     colour = colour_of(node[1])
@@ -43,7 +86,8 @@ def _sequence(view: ViewContent, node: Node, table: np.ndarray, title: str, note
         if has_boxes[t]:
             box = view.boxes[t, chosen[t]]
             canvas.rectangle(rect.rectangle(box), colour, 2.2)
-            box_tag(canvas, rect, box, str(chosen[t]), colour, [])
+            numbers = "" if features is None else features.text(t, int(chosen[t]))
+            box_tag(canvas, rect, box, f"{chosen[t]}: {numbers}".removesuffix(": "), colour, [])
         _draw_chosen(canvas, rect, view, node, t, [])
 
     def join(canvas: Canvas, rect: FrameRect, after: FrameRect, t: int, labels: bool) -> None:
@@ -66,7 +110,7 @@ def similar(view: ViewContent, node: Node, most: int) -> Strip:
         most: M, the number of nodes to draw.
 
     Returns:
-        The strip, with ranks and inner products.
+        The strip, with ranks, inner products and cosines.
     """
     stored = view.fields.get("similar")
     if stored is not None and stored.shape[-1] >= most:
@@ -79,8 +123,9 @@ def similar(view: ViewContent, node: Node, most: int) -> Strip:
     # Padded boxes fill the list where there are fewer real nodes than asked for.
     count = min(most, int(view.valid.sum()) - 1)
     title = f"{count} nodes most similar to node {_name(node)}"
-    note = "rank and inner product of their features"
-    return _ranked(view, node, index[:count], value[:count], title, note)
+    features = Likeness(view, node)
+    note = f"rank: {features.words}; ranked by inner product. {features.about}"
+    return _ranked(view, node, index[:count], value[:count], title, note, features)
 
 
 def listening(view: ViewContent, node: Node, weights: np.ndarray, most: int, title: str) -> Strip:
@@ -117,7 +162,13 @@ def listening(view: ViewContent, node: Node, weights: np.ndarray, most: int, tit
 
 
 def _ranked(
-    view: ViewContent, node: Node, flat: np.ndarray, values: np.ndarray, title: str, note: str
+    view: ViewContent,
+    node: Node,
+    flat: np.ndarray,
+    values: np.ndarray,
+    title: str,
+    note: str,
+    features: Likeness | None = None,
 ) -> Strip:
     """Nodes by their flat indices, best first; better nodes are brighter."""
     slots = view.valid.shape[1]
@@ -136,7 +187,10 @@ def _ranked(
             canvas.rectangle(rect.rectangle(box), tuple(shades[rank]), 2.2)
         for rank in ranks:
             box = view.boxes[t, flat[rank] % slots]
-            label = f"#{rank + 1}: {compact(values[rank])}"
+            numbers = compact(values[rank])
+            if features is not None:
+                numbers = features.text(t, int(flat[rank] % slots), float(values[rank]))
+            label = f"#{rank + 1}: {numbers}"
             box_tag(canvas, rect, box, label, tuple(shades[rank]), taken)
         _draw_chosen(canvas, rect, view, node, t, taken)
 

@@ -1,6 +1,7 @@
-"""Strips of boxes, and of the edges between them. A `Strip` is one row of a view's frames.
+"""Strips of boxes. A `Strip` is one row of a view's frames.
 
-Strips about one node are in heads/drawing/nodes.py, maps and regions in heads/drawing/maps.py.
+Edges between boxes are in heads/drawing/edges.py, strips about one node in heads/drawing/nodes.py,
+maps and regions in heads/drawing/maps.py.
 
 Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of
 step t, its index t N + i.
@@ -10,13 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from PIL import Image
 
-from heads.drawing.canvas import BACK, FRONT, Canvas, Colour, FrameRect, colour_of
+from heads.drawing.canvas import Canvas, Colour, FrameRect, colour_of
 from heads.drawing.source import ViewContent
-from heads.interface.masked_layers import front_back
-from pipeline.regions.graphs import iou_graph
 
 # Boxes of a step that get a label. The cache stores the best boxes first.
 LABELLED = 12
@@ -83,7 +81,7 @@ def boxes(view: ViewContent) -> Strip:
             text = " ".join([str(i), *_labels(view, t, i)])
             return text if scores is None else f"{text}: {scores[t, i]:.2f}"
 
-        _draw_boxes(canvas, rect, view, t, label)
+        draw_boxes(canvas, rect, view, t, label)
 
     return Strip("boxes", note, paint=paint)
 
@@ -110,109 +108,18 @@ def colour_of_box(view: ViewContent, t: int, i: int) -> Colour:
     return colour_of(track if track >= 0 else i)
 
 
-def edges(
-    view: ViewContent,
-    head_graphs: tuple[np.ndarray, np.ndarray] | None,
-    least: float,
-    scores: bool,
-) -> Strip:
-    """Draw the front and back graph over the boxes (STRG eq. 3).
-
-    Args:
-        view: the view.
-        head_graphs: front and back [T-1,n,n] of a trained head; None computes them from the
-            boxes.
-        least: the smallest weight of an edge that is drawn.
-        scores: whether boxes are labelled with their scores, too.
-
-    Returns:
-        The strip.
-    """
-    front, back = head_graphs if head_graphs is not None else _iou_graphs(view)
-    title, paint = "boxes, front and back edges", boxes(view).paint
-    if not scores:
-        title = "front and back edges"
-
-        def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
-            _draw_boxes(canvas, rect, view, t, str)
-
-    def join(canvas: Canvas, rect: FrameRect, after: FrameRect, t: int, labels: bool) -> None:
-        front_labels, back_labels = [], []
-        for i, j in np.argwhere(np.maximum(front[t], back[t].T) >= least).tolist():
-            forward, backward = front[t, i, j], back[t, j, i]
-            start, end = rect.centre(view.boxes[t, i]), after.centre(view.boxes[t + 1, j])
-
-            # The two directions run beside one another. Labels stand where the line leaves its
-            # frame and where it enters the next.
-            if forward >= least:
-                line = [(start[0], start[1] - 1.5), (end[0], end[1] - 1.5)]
-                canvas.arrow(*line, FRONT, 0.8 + 1.7 * float(forward))
-                y = _height_at(rect.x + rect.width + 2, start, end)
-                front_labels.append((y, forward, f"{i}>{j}"))
-            if backward >= least:
-                line = [(end[0], end[1] + 1.5), (start[0], start[1] + 1.5)]
-                canvas.arrow(*line, BACK, 0.8 + 1.7 * float(backward))
-                y = _height_at(after.x - 2, start, end)
-                back_labels.append((y, backward, f"{j}>{i}"))
-        if labels:
-            _weights(canvas, rect, rect.x + rect.width + 3, front_labels, FRONT)
-            _weights(canvas, rect, after.x - EDGE_GAP / 2 + 2, back_labels, BACK)
-
-    note = (
-        "IoU with the boxes of the next step, rows divided by their sum; "
-        f"weights from {compact(least)}"
-    )
-    legend = ((FRONT, "front"), (BACK, "back"))
-    return Strip(title, note, legend, EDGE_GAP, paint=paint, join=join)
-
-
-def _iou_graphs(view: ViewContent) -> tuple[np.ndarray, np.ndarray]:
-    """The front and back graph of the cached boxes."""
-    iou = view.fields.get("iou")
-    if iou is None:
-        iou = iou_graph(view.boxes, view.valid)
-    front, back = front_back(torch.from_numpy(iou)[None], torch.from_numpy(view.valid)[None])
-    return front[0].numpy(), back[0].numpy()
-
-
-def _height_at(x: float, start: tuple[float, float], end: tuple[float, float]) -> float:
-    """y of a line at x."""
-    return start[1] + (end[1] - start[1]) * (x - start[0]) / max(end[0] - start[0], 1e-6)
-
-
-def _weights(
-    canvas: Canvas,
-    frame: FrameRect,
-    x: float,
-    weights: Sequence[tuple[float, float, str]],
-    colour: Colour,
-) -> None:
-    """Draw a column of labels (y, weight, edge) at x, near their y, beside `frame`.
-
-    Only the heaviest are drawn where there is no room for all.
-    """
-    height = LABEL_SIZE + 5
-    heaviest = sorted(weights, key=lambda label: -label[1])[: int(frame.height // height)]
-    kept = sorted(heaviest)
-
-    # Labels that overlap move down.
-    tops: list[float] = []
-    for y, _, _ in kept:
-        lowest = tops[-1] + height if tops else frame.y
-        tops.append(max(y - height / 2, lowest))
-
-    # Labels that this moved below the frame come back up.
-    end = frame.y + frame.height
-    for k in reversed(range(len(tops))):
-        tops[k] = end = min(tops[k], end - height)
-
-    for y, (_, weight, edge) in zip(tops, kept, strict=True):
-        canvas.tag((x, y), f"{edge}: {compact(weight)}", colour, LABEL_SIZE)
-
-
-def _draw_boxes(
+def draw_boxes(
     canvas: Canvas, rect: FrameRect, view: ViewContent, t: int, label: Callable[[int], str]
 ) -> None:
+    """Draw the boxes of a step in the colours of their slots, the best on top.
+
+    Args:
+        canvas: where to draw.
+        rect: the step's frame.
+        view: the view.
+        t: the step.
+        label: slot -> the text above its box.
+    """
     slots = np.flatnonzero(view.valid[t]).tolist()
 
     # In reverse, so that the best box is on top.

@@ -18,6 +18,7 @@ from heads.runs import run_files
 from heads.runs.head_versions import refuse_changed_head
 from heads.runs.start_weights import default_checkpoint
 from heads.zoo import build_head
+from pipeline.cache.joined import open_caches
 from pipeline.cache.reader import Cache
 from pipeline.files.atomic_files import sha256_of
 from pipeline.manifests.manifest import Manifest
@@ -83,7 +84,7 @@ def load_run(folder: Path | str, cache: Cache | Path | str, checkpoint: str = ""
     Raises:
         ValueError: no run there, a cache of other features, or weights that do not fit the head.
     """
-    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    cache = open_caches(cache)
     return load_trained(Path(folder), cache, checkpoint)
 
 
@@ -117,7 +118,7 @@ def predict(
         ValueError: the split has no test views, or its labels are none of the run's classes.
         LossNotFinite: the head's logits are NaN or infinite.
     """
-    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    cache = open_caches(cache)
     manifest = manifest or cache.manifest
     target = device_for(device, precision)
 

@@ -42,6 +42,8 @@ RUN = {
     "config?": CONFIG,
     "fingerprint?": str,
     "cache?": Either(str, NOTHING),
+    # All of them, where a run read several caches as one.
+    "caches?": [str],
     "device?": str,
     "versions?": Each(str),
     # Earlier versions recorded none.

@@ -1,7 +1,7 @@
 """Read what a report shows of the runs' caches: boxes of each clip, statistics, failures."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 
 from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import manifest_record
+from pipeline.cache.joined import JoinedCache, open_caches, paths_of
 from pipeline.cache.reader import Cache
 
 
@@ -51,24 +52,28 @@ class KnownCache:
     """A cache that runs were trained on.
 
     Attributes:
-        path: where it is, or was.
+        path: where it is, or was; of several that are read as one, the first.
         fingerprint: of the cache.
+        paths: of all caches that are read as one.
         cache: the open cache; None where it cannot be opened.
         problem: why it cannot be opened, or "".
         shards: how many it has.
         statistics: by stage.
         failed: records of clips that failed.
         asked: the configuration as it was asked for.
+        graphs: the options of its graphs; {} without any.
     """
 
     path: Path
     fingerprint: str
-    cache: Cache | None = None
+    paths: tuple[Path, ...] = ()
+    cache: Cache | JoinedCache | None = None
     problem: str = ""
     shards: int = 0
     statistics: dict[str, StageStatistics] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, Any] = field(default_factory=dict)
+    graphs: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def labels_sha256(self) -> str:
@@ -89,58 +94,83 @@ def known_caches(found: Iterable[FoundRun], moved: Sequence[Path]) -> list[Known
     Raises:
         ValueError: a path of `moved` is no cache, or the cache of no run.
     """
-    recorded: dict[str, Path] = {}
+    recorded: dict[str, tuple[Path, ...]] = {}
     for run in found:
         # A run from frames may have no cache.
         if run.about is not None and run.about.get("cache"):
-            path = Path(str(run.about["cache"]))
-            recorded.setdefault(str(run.about["fingerprint"]), path)
+            paths = run.about.get("caches") or [run.about["cache"]]
+            recorded.setdefault(str(run.about["fingerprint"]), tuple(map(Path, map(str, paths))))
 
-    paths = dict(recorded)
-    for path in moved:
-        cache = Cache(path)
-        if cache.fingerprint not in recorded:
-            raise ValueError(
-                f"{path}: none of the runs was trained on this cache; expected one of "
-                f"{', '.join(map(str, recorded.values()))}"
-            )
-        paths[cache.fingerprint] = path
-    return [_open(path, fingerprint) for fingerprint, path in paths.items()]
+    found_at = dict(recorded)
+    for cache in _moved_caches(moved, recorded):
+        found_at[cache.fingerprint] = tuple(paths_of(cache))
+    return [_open(paths, fingerprint) for fingerprint, paths in found_at.items()]
 
 
-def _open(path: Path, fingerprint: str) -> KnownCache:
-    known = KnownCache(path, fingerprint)
+def _moved_caches(
+    moved: Sequence[Path], recorded: Mapping[str, Sequence[Path]]
+) -> list[Cache | JoinedCache]:
+    """The caches at new places, each as runs have read it: alone, or several as one."""
+    alone = [Cache(path) for path in moved]
+    unknown = [cache for cache in alone if cache.fingerprint not in recorded]
+    found: list[Cache | JoinedCache] = [cache for cache in alone if cache not in unknown]
+    if not unknown:
+        return found
+    if len(unknown) > 1:
+        joined = open_caches([cache.path for cache in unknown])
+        if joined.fingerprint in recorded:
+            return [*found, joined]
+    known = [" and ".join(map(str, paths)) for paths in recorded.values()]
+    raise ValueError(
+        f"{unknown[0].path}: none of the runs was trained on this cache; expected one of "
+        f"{', '.join(known)}"
+    )
+
+
+def _open(paths: tuple[Path, ...], fingerprint: str) -> KnownCache:
+    known = KnownCache(paths[0], fingerprint, paths)
     try:
-        cache = Cache(path)
+        cache = open_caches(paths)
         if cache.fingerprint != fingerprint:
             known.problem = "another cache lies there now"
             return known
         # A cache that is being written may lack records of some shards.
-        known.shards = len(cache.shards)
-        records = cache.records
-        for stage in records:
-            if records[stage]:
-                known.statistics[stage] = _statistics(cache, stage)
+        parts = cache.parts if isinstance(cache, JoinedCache) else (cache,)
+        known.shards = sum([len(part.shards) for part in parts])
+        stages = dict.fromkeys([stage for part in parts for stage in part.records])
+        for stage in stages:
+            if any(part.records.get(stage) for part in parts):
+                known.statistics[stage] = _statistics(parts, stage)
         known.failed = cache.failures
-        for record in records["features"].values():
-            if "asked" in record:
-                known.asked = record["asked"]
-                break
+        known.asked = _first_of(parts, "features", "asked")
+        known.graphs = _first_of(parts, "graphs", "options")
         known.cache = cache
     except (OSError, ValueError, KeyError, TypeError) as error:
         known.problem = f"not there, or not readable: {error}"
     return known
 
 
-def _statistics(cache: Cache, stage: str) -> StageStatistics:
-    """Sum the records of a stage's complete shards."""
-    records = cache.records[stage]
+def _first_of(parts: Sequence[Cache], stage: str, key: str) -> dict[str, Any]:
+    """What the first shard that records it was asked for; {} where none does."""
+    for part in parts:
+        for record in part.records[stage].values():
+            if key in record:
+                return record[key]
+    return {}
+
+
+def _statistics(parts: Sequence[Cache], stage: str) -> StageStatistics:
+    """Sum the records of a stage's complete shards, of one cache or several."""
+    records = []
+    for part in parts:
+        of_stage = part.records.get(stage, {})
+        records += [(part, shard, record) for shard, record in of_stage.items()]
     clips = views = size = 0
     seconds: Counter[str] = Counter()
     failures: Counter[str] = Counter()
     devices: dict[str, None] = {}
     versions: dict[str, str] = {}
-    for shard, record in records.items():
+    for cache, shard, record in records:
         clips += len(cache.shards.ranges[shard])
         views += sum([group["rows"] for group in record["groups"].values()])
         path = cache.shards.path(shard, stage)
@@ -167,7 +197,7 @@ def _statistics(cache: Cache, stage: str) -> StageStatistics:
     )
 
 
-def boxes_per_clip(cache: Cache, clips: Sequence[str]) -> np.ndarray | None:
+def boxes_per_clip(cache: Cache | JoinedCache, clips: Sequence[str]) -> np.ndarray | None:
     """Count the boxes of clips.
 
     Args:

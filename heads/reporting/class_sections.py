@@ -34,9 +34,9 @@ MOST_CLASSES = 24
 
 
 def predicting(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
-    """Return the groups with predictions of the first one's classes and clips.
+    """Return the groups with predictions that can be compared with the first one's.
 
-    Others cannot be compared with it.
+    They are of the same clips, labels, classes and target.
 
     Args:
         groups: the best first.
@@ -46,8 +46,7 @@ def predicting(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
     found = []
     for group in with_predictions:
         first = with_predictions[0]
-        same_classes = group.predicted[0].classes == first.predicted[0].classes
-        if same_classes and group.test_set(split) == first.test_set(split):
+        if group.compared_with(split) == first.compared_with(split):
             found.append(group)
     return found
 

@@ -20,7 +20,7 @@ from heads.reporting.document import (
 from heads.reporting.groups import RunGroup, series_over, spread_of
 from heads.reporting.plots import Series, curves
 from heads.reporting.predictions import main_figure
-from heads.reporting.result_sections import NAMES, figure_names, legend_of
+from heads.reporting.result_sections import NAMES, figure_names, label_of, legend_of
 
 # Clips are sorted into so many bins by their number of boxes.
 BINS = 8
@@ -134,7 +134,7 @@ def _by_boxes(groups: Sequence[RunGroup], boxes: np.ndarray, split: str, name: s
     lines = []
     for group in groups:
         by_middle = dict(zip(middles, spreads[group.name], strict=True))
-        lines.append(_line(group, by_middle))
+        lines.append(_line(group, by_middle, groups))
     alt = f"{split} top-1 by the mean number of boxes in a clip"
     drawing = curves(lines, "boxes per step", f"{split} top-1 %", alt, "percent", marks=True)
     caption = f"{split} top-1 by the mean number of boxes per step over a clip's test views."
@@ -170,9 +170,13 @@ def _series(
     """The main figure by a number, of groups that differ in this number alone."""
     found, leaders = {}, []
     for members in series_over(groups, value, ignored):
+        by_number = {value(group): group.figure(split, name, 100.0) for group in members}
+        # Rows of several labels a video have another figure than the first row.
+        if None in by_number.values():
+            continue
         best = min(members, key=lambda group: group.rank)
         leaders.append(best)
-        found[best.name] = {value(group): group.figure(split, name, 100.0) for group in members}
+        found[best.name] = by_number
     if not found:
         return []
     figure = f"{split} {NAMES[name]}"
@@ -192,7 +196,7 @@ def _lines(
 ) -> list[Block]:
     """A figure of one line per group, and its table. `found`: group -> x -> y."""
     alt = f"{y_name} by {x_name}"
-    lines = [_line(group, found[group.name]) for group in groups]
+    lines = [_line(group, found[group.name], groups) for group in groups]
     drawing = curves(lines, x_name, y_name, alt, "percent", marks=True)
     figure = Figure(caption, (Panel(name, drawing, alt),), legend_of(groups))
 
@@ -205,7 +209,8 @@ def _lines(
     return [figure, long_table(name, title, columns, rows)]
 
 
-def _line(group: RunGroup, by_x: Mapping[float, Spread]) -> Series:
+def _line(group: RunGroup, by_x: Mapping[float, Spread], drawn: Sequence[RunGroup]) -> Series:
     y = [spread.mean for spread in by_x.values()]
     deviations = [spread.deviation or 0.0 for spread in by_x.values()]
-    return Series(group.name, group.colour, list(by_x), y, deviations)
+    label = label_of(group, drawn)
+    return Series(group.name, group.colour, list(by_x), y, deviations, label)

@@ -81,6 +81,13 @@ def long_table(
 
 
 @dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Text:
     """A paragraph."""
 
@@ -125,7 +132,7 @@ class Figure:
     Attributes:
         caption: what they show.
         panels: the drawings.
-        legend: (number of the colour in plots.py, name).
+        legend: (number of the line style in plots.py, name).
     """
 
     caption: str
@@ -135,18 +142,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Card:
-    """A clip with its picture.
+    """A clip with its frames.
 
     Attributes:
         title: the clip's name.
         lines: about the clip.
-        picture: a JPEG; None where there is none.
-        alt: what the picture shows, or why there is none.
+        pictures: a JPEG for each frame; () where there is none.
+        alt: what the pictures show, or why there are none.
     """
 
     title: str
     lines: tuple[str, ...]
-    picture: bytes | None
+    pictures: tuple[bytes, ...]
     alt: str
 
 
@@ -166,7 +173,7 @@ class Fold:
     blocks: "tuple[Block, ...]"
 
 
-Block = Text | Notice | Code | Table | Figure | Cards | Fold
+Block = Heading | Text | Notice | Code | Table | Figure | Cards | Fold
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from heads.reporting.cache_facts import KnownCache
-from heads.reporting.clip_pictures import strip
+from heads.reporting.clip_pictures import frames_of
 from heads.reporting.document import (
     Block,
     Card,
@@ -41,8 +41,20 @@ class _Side:
 
     def guess(self, k: int) -> str:
         """The class that most runs predict for video k."""
+        return self.classes[self._guess(k)]
+
+    def _guess(self, k: int) -> int:
         votes = np.bincount([int(one.guess[k]) for one in self.predictions])
-        return self.classes[int(votes.argmax())]
+        return int(votes.argmax())
+
+    def says(self, k: int) -> str:
+        """What the group says of video k: its class and score, and the score of the label."""
+        guess = self._guess(k)
+        scores = [float(one.best[k]) for one in self.predictions if int(one.guess[k]) == guess]
+        text = f"{self.name}: {self.classes[guess]}, score {np.mean(scores):.2f}"
+        if guess != int(self.targets[k]):
+            text += f" (the label has {self.sure[k]:.2f})"
+        return text
 
 
 def examples(
@@ -73,7 +85,8 @@ def examples(
         blocks.append(
             Text(
                 f"{good.name} right, {bad.name} wrong: {len(chosen):,} of {len(one.clips):,} "
-                "videos. Majority of the seeds; the clearest first, one class after the other."
+                "videos. Majority of the seeds; the clearest first, one class after the other. "
+                "Scores are means over the seeds that say so."
             )
         )
         if chosen and known is not None and pictures:
@@ -124,9 +137,9 @@ def _chosen(good: _Side, bad: _Side) -> list[int]:
 
 
 def _card(k: int, good: _Side, bad: _Side, known: KnownCache) -> Card:
-    picture, alt = strip(known, good.clips[k])
-    lines = (f"{good.label(k)}, as {good.name} says", f"{bad.name}: {bad.guess(k)}")
-    return Card(good.clips[k], lines, picture, alt)
+    pictures, alt = frames_of(known, good.clips[k])
+    lines = (f"label: {good.label(k)}", good.says(k), bad.says(k))
+    return Card(good.clips[k], lines, pictures, alt)
 
 
 def _table(name: str, chosen: list[int], good: _Side, bad: _Side) -> Table:

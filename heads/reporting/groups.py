@@ -10,7 +10,6 @@ import numpy as np
 
 from heads.config.recipe import PLAIN
 from heads.reporting.document import Spread
-from heads.reporting.plots import COLOURS, REST
 from heads.reporting.predictions import VideoPredictions, main_figure
 from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import TAG
@@ -38,7 +37,7 @@ class RunGroup:
         name: unique in the report.
         runs: by seed.
         settings: by dotted key.
-        rank: 0 for the best main figure.
+        rank: its place in the report: sets of videos one after the other, the best of each first.
         macs: of the head on one view; None where they could not be counted.
     """
 
@@ -55,8 +54,8 @@ class RunGroup:
 
     @property
     def colour(self) -> int:
-        """The colour of its curves and points."""
-        return self.rank if self.rank < COLOURS else REST
+        """The style number of its curves and points (see plots.py)."""
+        return self.rank
 
     @property
     def head(self) -> str:
@@ -73,6 +72,14 @@ class RunGroup:
             if checksum:
                 return checksum
         return ""
+
+    def compared_with(self, split: str) -> tuple[str, ...]:
+        """Return what must be the same of groups that are ranked together.
+
+        These are the videos and labels of a split, the target, and the classes.
+        """
+        target = str(self.settings.get("recipe.data.target", ""))
+        return (self.test_set(split), target, *map(str, self.runs[0].about["classes"]))
 
     def spread(
         self, value: Callable[[FoundRun], float | None], factor: float = 1.0
@@ -116,10 +123,11 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[RunGroup]:
 
     Args:
         found: runs; those that are not finished are left out.
-        split: whose main figure ranks the groups.
+        split: whose figures are reported.
 
     Returns:
-        The groups, the best first, with unique names.
+        The groups, with unique names. Those that can be compared follow one another, the largest
+        set first, and each set is sorted as `sorting_split` says.
     """
     finished = [run for run in found if run.finished]
     manifests = _manifest_names(finished)
@@ -140,10 +148,31 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[RunGroup]:
     for name in {group.name for group in groups}:
         _make_names_unique([group for group in groups if group.name == name])
 
-    groups.sort(key=lambda group: -_main_value(group, split))
+    groups = _in_order(groups, split)
     for rank, group in enumerate(groups):
         group.rank = rank
     return groups
+
+
+def _in_order(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
+    """The groups set by set, the best of each first."""
+    sets = by_test_set(groups, split)
+    for members in sets:
+        chooser = sorting_split(members, split)
+        # A row without figures of it comes last, wherever the other split would put it.
+        members.sort(key=lambda group: (-_main_value(group, chooser), -_main_value(group, split)))
+    sets.sort(key=lambda members: (-len(members), -_main_value(members[0], split)))
+    return [group for members in sets for group in members]
+
+
+def sorting_split(members: Sequence[RunGroup], split: str) -> str:
+    """Return the split whose main figure sorts groups.
+
+    It is val, since a choice by test would make the best row's figure too high. Where no group has
+    figures of val, it is the split that is reported.
+    """
+    has_val = any(_main_value(group, "val") >= 0 for group in members)
+    return "val" if has_val else split
 
 
 def _split_by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
@@ -240,20 +269,21 @@ def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
 
 
 def by_test_set(groups: Sequence[RunGroup], split: str) -> list[list[RunGroup]]:
-    """Put groups together whose figures of a split are of the same clips with the same labels.
+    """Put groups together whose figures of a split can be compared.
 
-    Only those can be compared. Groups that do not know their clips are taken to share one set.
+    They are of the same clips with the same labels, classes and target. Groups that do not know
+    their clips are taken to share one set of these.
 
     Args:
-        groups: the best first.
+        groups: in any order, which is kept.
         split: the split.
 
     Returns:
         The sets, in the order of their first group.
     """
-    sets: dict[str, list[RunGroup]] = {}
+    sets: dict[tuple[str, ...], list[RunGroup]] = {}
     for group in groups:
-        sets.setdefault(group.test_set(split), []).append(group)
+        sets.setdefault(group.compared_with(split), []).append(group)
     return list(sets.values())
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from heads.reporting.document import Cell, Document, Spread
 from heads.reporting.escaping import cell_text, one_line, sort_key
-from heads.reporting.plots import REST
+from heads.reporting.plots import colour_class
 
 HERE = Path(__file__).parent
 
@@ -56,10 +56,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(kind_of=lambda block: type(block).__name__, rest=REST)
+    environment.globals.update(kind_of=lambda block: type(block).__name__)
     environment.filters.update(
         base64=lambda data: base64.b64encode(data).decode(),
         code=_code,
+        colour_class=colour_class,
         keep_unit=_keep_unit,
         parts=_cell_parts,
     )

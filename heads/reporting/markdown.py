@@ -15,6 +15,7 @@ from heads.reporting.document import (
     Document,
     Figure,
     Fold,
+    Heading,
     Notice,
     Spread,
     Table,
@@ -50,7 +51,9 @@ def to_markdown(document: Document) -> tuple[str, dict[str, bytes]]:
 
 def _block(block: Block, files: dict[str, bytes]) -> Iterator[str]:
     """The lines of a block; its drawings and pictures are added to `files`."""
-    if isinstance(block, Text):
+    if isinstance(block, Heading):
+        yield from (f"### {as_markdown(block.text)}", "")
+    elif isinstance(block, Text):
         yield from (as_markdown(block.text), "")
     elif isinstance(block, Notice):
         for line in block.lines:
@@ -110,9 +113,9 @@ def _figure(figure: Figure, files: dict[str, bytes]) -> Iterator[str]:
 def _cards(cards: Cards, files: dict[str, bytes]) -> Iterator[str]:
     for k, card in enumerate(cards.cards):
         yield f"- **{as_markdown(card.title)}**: {as_markdown('; '.join(card.lines))}"
-        if card.picture:
-            path = f"pictures/{cards.name}-{k}.jpg"
-            files[path] = card.picture
+        for number, picture in enumerate(card.pictures):
+            path = f"pictures/{cards.name}-{k}-{number}.jpg"
+            files[path] = picture
             yield f"  ![{as_markdown(card.alt)}]({path})"
     yield ""
 

@@ -1,9 +1,9 @@
 """Drawings as SVG: curves, points, bars, shares, matrices.
 
 Every function returns one <svg> element whose labels are escaped here. Colours are variables of
-plots.css, which has light and dark ones; they are numbered 0 to 7 as in the legend, and REST is
-grey. A drawing is about as wide as a phone, so that its text has the same size there as on a wide
-screen. Several drawings stand side by side.
+plots.css, which has light and dark ones. There are COLOURS of them; a style number beyond them has
+the same colours with dashed lines, and REST is grey. A drawing is about as wide as a phone, so that
+its text has the same size there as on a wide screen. Several drawings stand side by side.
 """
 
 import base64
@@ -18,7 +18,9 @@ from heads.reporting.axes import Axis, AxisFrame
 from heads.reporting.escaping import as_html, shorten
 
 COLOURS = 8
-REST = 8
+REST = -1
+# Patterns of lines: solid, then three dashed ones (plots.css).
+DASHES = 4
 WIDTH, HEIGHT = 350, 240
 STYLE = Path(__file__).with_name("plots.css")
 
@@ -28,6 +30,9 @@ MOST_CELLS = 24
 # Pixels of a character in a label that stands beside a matrix.
 CHARACTER = 6.1
 
+# Pixels of a direct label, and the room to the right of lines that have some.
+LABEL, LABEL_ROOM = 10, 26
+
 
 @dataclass(frozen=True)
 class Series:
@@ -35,9 +40,10 @@ class Series:
 
     Attributes:
         name: what it is of.
-        colour: its number.
+        colour: the number of its style.
         x, y: [n].
         spread: [n], half the height of its band or error bars; None for none.
+        label: a short text at the end of the line, or beside the point; "" for none.
     """
 
     name: str
@@ -45,11 +51,22 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float] | None = None
+    label: str = ""
 
     def shifted(self, sign: int) -> np.ndarray:
         """Return y plus `sign` times the spread."""
         spread = 0 if self.spread is None else self.spread
         return np.asarray(self.y, float) + sign * np.asarray(spread)
+
+
+def colour_class(number: int) -> str:
+    """Return the number of the colour in plots.css for a style number."""
+    return str(COLOURS if number == REST else number % COLOURS)
+
+
+def _line_class(number: int) -> str:
+    """The classes of a line: its colour and its pattern."""
+    return f"s{colour_class(number)} d{max(number, 0) // COLOURS % DASHES}"
 
 
 def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
@@ -88,17 +105,19 @@ def curves(
     parts = frame.parts()
     for line in series:
         if line.spread is not None and np.any(np.asarray(line.spread) > 0):
-            # A logarithmic axis cannot show a band that goes below zero.
-            low = np.clip(line.shifted(-1), frame.y.low, None)
-            upper, lower = frame.points(line.x, line.shifted(1)), frame.points(line.x, low)
+            # A band ends with the axis: no share is above 100 %, and no logarithm is of zero.
+            low = np.clip(line.shifted(-1), frame.y.low, frame.y.high)
+            high = np.clip(line.shifted(1), frame.y.low, frame.y.high)
+            upper, lower = frame.points(line.x, high), frame.points(line.x, low)
             corners = " ".join([*upper, *reversed(lower)])
-            parts.append(f'<polygon class="band f{line.colour}" points="{corners}"/>')
+            colour = colour_class(line.colour)
+            parts.append(f'<polygon class="band f{colour}" points="{corners}"/>')
 
     # In reverse, so that the most important line is on top.
     for line in reversed(series):
         points = frame.points(line.x, line.y)
         parts.append(
-            f'<polyline class="curve s{line.colour}" points="{" ".join(points)}">'
+            f'<polyline class="curve {_line_class(line.colour)}" points="{" ".join(points)}">'
             f"{_title(line.name)}</polyline>"
         )
         # A single point makes no line.
@@ -107,10 +126,39 @@ def curves(
         for point, y in zip(points, line.y, strict=False):
             cx, _, cy = point.partition(",")
             title = _title(f"{line.name}: {y:.4g}")
-            parts.append(
-                f'<circle class="f{line.colour}" cx="{cx}" cy="{cy}" r="3">{title}</circle>'
-            )
+            colour = colour_class(line.colour)
+            parts.append(f'<circle class="f{colour}" cx="{cx}" cy="{cy}" r="3">{title}</circle>')
+    parts += _end_labels(series, frame)
     return _svg(WIDTH, HEIGHT, label, parts)
+
+
+def _end_labels(series: Sequence[Series], frame: AxisFrame) -> list[str]:
+    """The label of each line beside its last point, moved apart where they would overlap."""
+    ends = []
+    for line in series:
+        finite = np.flatnonzero(np.isfinite(np.asarray(line.y, float)))
+        if line.label and len(finite):
+            last = finite[-1]
+            ends.append((frame.y.at(line.y[last]), frame.x.at(line.x[last]), line))
+    ends.sort(key=lambda end: end[0])
+    lowest = frame.y.start
+    tops: list[float] = []
+    for y, _, _ in ends:
+        tops.append(max(y, tops[-1] + LABEL if tops else 0.0))
+    # Labels that this moved below the axis come back up.
+    for k in reversed(range(len(tops))):
+        tops[k] = lowest = min(tops[k], lowest)
+        lowest -= LABEL
+
+    parts, left = [], frame.x.stop + 9
+    for top, (y, x, line) in zip(tops, ends, strict=True):
+        colour, title = colour_class(line.colour), _title(line.name)
+        parts += [
+            f'<path class="leader s{colour}" d="M{x:.1f} {y:.1f}L{left - 2:.1f} {top:.1f}"/>',
+            f'<text class="f{colour} label" x="{left:.1f}" y="{top + 3.5:.1f}">'
+            f"{as_html(line.label)}{title}</text>",
+        ]
+    return parts
 
 
 def points(
@@ -135,20 +183,55 @@ def points(
         One <svg> element.
     """
     frame = _frame(series, x_name, y_name, form, log, margin=True)
-    parts = frame.parts()
+    parts, taken = frame.parts(), []
     for dots in series:
+        colour = colour_class(dots.colour)
         for k, (x, y) in enumerate(zip(dots.x, dots.y, strict=True)):
             cx, cy = frame.x.at(x), frame.y.at(y)
             if dots.spread is not None and dots.spread[k] > 0:
-                top, bottom = frame.y.at(y + dots.spread[k]), frame.y.at(y - dots.spread[k])
-                line = f"M{cx:.1f} {top:.1f}V{bottom:.1f}"
-                parts.append(f'<path class="error s{dots.colour}" d="{line}"/>')
+                high = min(y + dots.spread[k], frame.y.high)
+                low = max(y - dots.spread[k], frame.y.low)
+                line = f"M{cx:.1f} {frame.y.at(high):.1f}V{frame.y.at(low):.1f}"
+                parts.append(f'<path class="error s{colour}" d="{line}"/>')
             title = _title(f"{dots.name}: {x:.4g}, {y:.4g}")
             parts.append(
-                f'<circle class="f{dots.colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5">{title}'
-                "</circle>"
+                f'<circle class="f{colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5">{title}</circle>'
             )
+            taken.append((cx - 4.5, cy - 4.5, cx + 4.5, cy + 4.5))
+    for dots in series:
+        for x, y in zip(dots.x, dots.y, strict=True):
+            if dots.label:
+                parts.append(_point_label(dots, frame.x.at(x), frame.y.at(y), taken))
     return _svg(WIDTH, HEIGHT, label, parts)
+
+
+def _point_label(
+    dots: Series, x: float, y: float, taken: list[tuple[float, float, float, float]]
+) -> str:
+    """The label of a point, where it hides no other point or label; it is added to `taken`."""
+    width = CHARACTER * len(dots.label)
+    places = [(x + 7, y), (x - 7 - width, y), (x - width / 2, y - 11), (x - width / 2, y + 11)]
+    places += [(x + 12, y - 9), (x + 12, y + 9), (x - 12 - width, y - 9), (x - 12 - width, y + 9)]
+    chosen = places[0]
+    for left, middle in places:
+        box = (left, middle - LABEL / 2, left + width, middle + LABEL / 2)
+        inside = box[0] >= 0 and box[2] <= WIDTH and box[1] >= 10
+        if inside and not any(_overlap(box, other) for other in taken):
+            chosen = (left, middle)
+            break
+    left, middle = chosen
+    taken.append((left, middle - LABEL / 2, left + width, middle + LABEL / 2))
+    return (
+        f'<text class="f{colour_class(dots.colour)} label" x="{left:.1f}" y="{middle + 3.5:.1f}">'
+        f"{as_html(dots.label)}{_title(dots.name)}</text>"
+    )
+
+
+def _overlap(
+    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
+) -> bool:
+    """Whether two rectangles x1 y1 x2 y2 overlap."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _frame(
@@ -165,17 +248,20 @@ def _frame(
     high = np.concatenate([line.shifted(1) for line in series])
     low, high = low[np.isfinite(low)], high[np.isfinite(high)]
     bottom, top = (low.min(), high.max()) if len(low) else (0.0, 1.0)
-    if form == "percent":
-        bottom, top = max(bottom, 0.0), min(top, 100.0)
     # A logarithmic axis begins at the lowest value, not at the band below it.
     if form == "log":
         bottom = min([np.nanmin(np.asarray(line.y, float)) for line in series])
 
     x_margin = 0.06 if margin else 0.0
-    x = Axis.over(xs.min(), xs.max(), 46, WIDTH - 14, log, margin=x_margin)
+    room = LABEL_ROOM if not margin and any(line.label for line in series) else 14
+    x = Axis.over(xs.min(), xs.max(), 46, WIDTH - room, log, margin=x_margin)
     # Epochs and numbers of views have no halves.
     x = replace(x, whole=not margin and bool((xs == xs.round()).all()))
-    y = Axis.over(float(bottom), float(top), HEIGHT - 40, 20, form == "log", margin=0.04)
+    if form == "percent":
+        # The whole range: a part of it would make small differences look large.
+        y = Axis(0.0, 100.0, HEIGHT - 40, 20)
+    else:
+        y = Axis.over(float(bottom), float(top), HEIGHT - 40, 20, form == "log", margin=0.04)
     return AxisFrame(x, y, x_name, y_name, WIDTH, HEIGHT)
 
 
@@ -211,7 +297,7 @@ def bars(
             colour, number_x, anchor = 1, start - 4, ' class="end"'
         number = f"{value:+.1f}"
         if colours is not None:
-            colour, number = colours[k], f"{value:.1f}"
+            colour, number = colours[k] % COLOURS, f"{value:.1f}"
         title = _title(f"{name}: {number}")
         parts += [
             f'<rect class="f{colour}" x="{start:.1f}" y="{y + 13}" width="{length:.1f}" '
@@ -239,7 +325,8 @@ def shares(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
         y, x = 28 * k + 4, 4.0
         parts.append(f'<text class="ink" x="4" y="{y + 9}">{as_html(shorten(name, 58))}</text>')
         for number, value in enumerate(values):
-            width, colour = value * (WIDTH - 8), min(number, REST)
+            width = value * (WIDTH - 8)
+            colour = colour_class(number if number < COLOURS else REST)
             if value > 0:
                 title = _title(f"{100 * value:.0f} %")
                 parts.append(
@@ -341,7 +428,7 @@ def standalone(svg: str, legend: Sequence[tuple[int, str]] = ()) -> str:
     for k, (colour, name) in enumerate(legend):
         y = height + 16 + 18 * k
         parts += [
-            f'<rect class="f{min(colour, REST)}" x="8" y="{y - 9:g}" width="10" height="10" '
+            f'<rect class="f{colour_class(colour)}" x="8" y="{y - 9:g}" width="10" height="10" '
             'rx="2"/>',
             f'<text class="ink" x="24" y="{y:g}">{as_html(shorten(name, 50))}</text>',
         ]

@@ -35,9 +35,10 @@ class VideoPredictions:
         per_class: [K] recalls, or average precisions with several labels per video. NaN for a
             class without a video.
         by_views: number of views -> the main figure.
-        right: [V] bool. This and the next three need one label per video.
+        right: [V] bool. This and the next four need one label per video.
         guess: [V] class ids.
         sure: [V] the score of the label.
+        best: [V] the score of the guess.
         confusion: [K,K], rows labels.
         structures: [R,cells,E], what a structured head chose for each view.
         view_targets: [R] class ids, with `structures`.
@@ -52,6 +53,7 @@ class VideoPredictions:
     right: np.ndarray | None = None
     guess: np.ndarray | None = None
     sure: np.ndarray | None = None
+    best: np.ndarray | None = None
     confusion: np.ndarray | None = None
     structures: np.ndarray | None = None
     view_targets: np.ndarray | None = None
@@ -108,6 +110,7 @@ def predictions_by_video(
         found.guess = scores.argmax(1)
         found.right = found.guess == targets
         found.sure = scores[np.arange(videos), targets]
+        found.best = scores.max(1)
         if "structure" in arrays:
             found.structures, found.view_targets = arrays["structure"], targets[video]
     return found

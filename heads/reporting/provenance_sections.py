@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from heads.config.recipe import PLAIN
@@ -22,10 +23,27 @@ from heads.reporting.document import (
 from heads.reporting.groups import RunGroup, flatten, setting_text
 from heads.reporting.pace_table import pace
 from heads.reporting.run_folders import FoundRun
+from pipeline.cache.joined import JoinedCache
 from pipeline.files.regular_files import read_small_text
 
 # Characters of a command's line, after which the next option starts a new one.
 LINE = 90
+
+# Keys of an extraction's configuration whose flags have their names. Others are given with --set.
+NAMED = (
+    *("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop", "flip"),
+    *("flip_protect", "test_clips", "test_crops", "test_short_side"),
+    *("keep", "backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "seed"),
+    *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
+)
+# Keys whose flags have other names.
+FLAGS = {
+    "proposal_options.weights": "--proposal-weights",
+    "proposal_options.size": "--proposal-size",
+    "proposal_options.num_boxes": "--boxes",
+    "proposal_options.file": "--annotations",
+    "resize": "--frame-resize",
+}
 
 
 def extraction(caches: Sequence[KnownCache]) -> Section | None:
@@ -135,9 +153,14 @@ def reproduce(
         The section.
     """
     blocks: list[Block] = []
-    commands = list(filter(None, map(_extract_command, caches)))
+    commands: list[str] = []
+    for known in caches:
+        commands += _cache_commands(known)
     if commands:
-        text = "The caches, from the same videos and weights:"
+        text = (
+            "The caches, from the same videos and weights. NEW is a folder of your choice; the "
+            "runs below read the caches where they are."
+        )
         blocks += [Text(text), Code("\n\n".join(commands))]
     if groups:
         lines = []
@@ -145,6 +168,14 @@ def reproduce(
             lines += [_train_command(run, caches) for run in group.runs]
         text = "The runs, each from the recipe that its folder keeps:"
         blocks += [Text(text), Code("\n".join(lines))]
+    evaluations = []
+    for run in found:
+        evaluations += _evaluate_commands(run)
+    if evaluations:
+        text = "Evaluations after the training:"
+        blocks += [Text(text), Code("\n".join(evaluations))]
+    if groups:
+        blocks += [Text("This report:"), Code(_report_command(found, caches))]
     blocks.append(_versions(found))
     for group in groups:
         recipe = _recipe(group.runs[0])
@@ -180,7 +211,8 @@ def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
     command = "train" if frames is None else "finetune"
     words = ["vidgraph", command, run.folder / "recipe.toml"]
     if known is not None:
-        words += ["--cache", known.path]
+        for path in known.paths:
+            words += ["--cache", path]
     words += _manifest_options(manifest, known)
     words += ["--name", run.folder.name, "--seed", about["seed"]]
     if about.get("precision", "fp32") != "fp32":
@@ -216,18 +248,89 @@ def _manifest_options(record: Mapping[str, Any] | None, known: KnownCache | None
     return ["--manifest", record["path"]]
 
 
-def _extract_command(known: KnownCache) -> str:
-    """The call of `vidgraph extract` with every option that was asked for; "" if it is unknown."""
+def _evaluate_commands(run: FoundRun) -> list[str]:
+    """The calls of `vidgraph evaluate` that left their figures in a run's folder."""
+    commands = []
+    for tag, record in run.evaluations:
+        split = tag.split("_")[0]
+        words: list[Any] = ["vidgraph", "evaluate", run.folder, "--split", split]
+        if record.get("phase"):
+            words += ["--phase", record["phase"]]
+        elif record.get("checkpoint") in ("best", "last"):
+            words += ["--checkpoint", record["checkpoint"]]
+        if record.get("structure"):
+            words += ["--structure", record["structure"]]
+        if run.about is not None and record.get("manifest"):
+            own = (run.about.get("manifest") or {}).get("path")
+            if record["manifest"] != own:
+                words += ["--manifest", record["manifest"]]
+        commands.append(_shell_command(words))
+    return commands
+
+
+def _report_command(found: Sequence[FoundRun], caches: Sequence[KnownCache]) -> str:
+    """The call of `vidgraph report` for the same runs."""
+    words: list[Any] = ["vidgraph", "report"]
+    words += dict.fromkeys([str(run.folder.parent) for run in found])
+    for known in caches:
+        if known.cache is not None:
+            for path in known.paths:
+                words += ["--cache", path]
+    return _shell_command([*words, "--out", "report"])
+
+
+def _cache_commands(known: KnownCache) -> list[str]:
+    """The calls of `vidgraph extract` and `vidgraph graphs` for a cache; [] if it is unknown."""
     if known.cache is None or not known.asked:
-        return ""
-    manifest, root = known.path / "manifest.csv", known.cache.record["manifest"]["root"]
-    words: list[Any] = ["vidgraph", "extract", "--manifest", manifest, "--root", root]
-    words += ["--cache", "NEW"]
-    for key, value in flatten(known.asked).items():
-        if value is not None and value != {}:
+        return []
+    parts = known.cache.parts if isinstance(known.cache, JoinedCache) else (known.cache,)
+    commands = []
+    for number, part in enumerate(parts):
+        new = "NEW" if number == 0 else f"NEW{number + 1}"
+        root = part.record["manifest"]["root"]
+        words: list[Any] = ["vidgraph", "extract", "--manifest", part.path / "manifest.csv"]
+        words += ["--root", root, "--cache", new, *_extract_options(known.asked)]
+        commands.append(_shell_command(words))
+        if known.graphs:
+            commands.append(_shell_command(["vidgraph", "graphs", "--cache", new, *_graphs(known)]))
+    return commands
+
+
+def _graphs(known: KnownCache) -> list[Any]:
+    """The options of `vidgraph graphs`."""
+    words: list[Any] = []
+    if known.graphs.get("which"):
+        words += ["--which", ",".join(known.graphs["which"])]
+    if known.graphs.get("neighbours"):
+        words += ["--neighbours", known.graphs["neighbours"]]
+    return words
+
+
+def _extract_options(asked: Mapping[str, Any]) -> list[Any]:
+    """Every option that was asked for: as a flag, or as --set where there is no flag."""
+    from pipeline.stages.config import ExtractConfig
+
+    # Lists for tuples, as a shard's record has them.
+    defaults = flatten(json.loads(json.dumps(asdict(ExtractConfig()))))
+    words: list[Any] = []
+    for key, value in flatten(dict(asked)).items():
+        if value is None or value in ({}, []):
+            continue
+        flag, name = FLAGS.get(key), key.removeprefix("sampling.")
+        if name in NAMED:
+            flag = f"--{name.replace('_', '-')}"
+        if flag is None and value == defaults.get(key, {}):
+            continue
+        if flag is None:
             # --set reads values of JSON.
             words += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
-    return _shell_command(words)
+        elif isinstance(value, bool):
+            words += [flag] if value else []
+        elif isinstance(value, list):
+            words += [flag, ",".join(map(str, value))]
+        elif value != "":
+            words += [flag, value]
+    return words
 
 
 def _shell_command(words: Sequence[Any]) -> str:

@@ -120,7 +120,7 @@ def report(
     blocks = _summary(groups, found, split, problems)
     sections = (
         results(groups, found, split),
-        learning(groups),
+        learning(groups, split),
         costs(groups, split),
         by_class(groups, pair, split),
         by_attribute(groups, pair, split, of_classes),
@@ -189,10 +189,10 @@ def _pair(
     one, other = (by_name[name] for name in compare)
     if one is other:
         raise ValueError(f"compare: expected two different rows, got {one.name!r} twice")
-    if one.test_set(split) != other.test_set(split):
+    if one.compared_with(split) != other.compared_with(split):
         raise ValueError(
-            f"compare: {one.name!r} and {other.name!r} were evaluated on other clips or labels of "
-            f"split {split}; expected two rows of one manifest"
+            f"compare: {one.name!r} and {other.name!r} were evaluated on other clips, labels, "
+            f"classes or targets of split {split}; expected two rows of one table"
         )
     return one, other
 
@@ -263,9 +263,9 @@ def _summary(
     sets = len(by_test_set(groups, split))
     if sets > 1:
         line = (
-            f"The rows' figures are of {sets} different sets of clips or labels of split {split}, "
-            "each with tables of its own: figures of different sets cannot be compared. Classes, "
-            "confusions, views and examples are of the best row's set."
+            f"The rows' figures are of {sets} different sets of clips, labels, classes or targets "
+            f"of split {split}, each with a heading and tables of its own: figures of different "
+            "sets cannot be compared. Classes, confusions, views and examples are of the first set."
         )
         blocks.append(Notice((line,)))
 

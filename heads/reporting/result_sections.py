@@ -5,21 +5,28 @@ from typing import Any
 
 import numpy as np
 
+from heads.reporting.comparable import (
+    FoldedRow,
+    folded_rows,
+    heading_of,
+    settings_tables,
+    test_videos,
+)
 from heads.reporting.document import (
     Block,
     Cell,
     Column,
     Figure,
     Fold,
+    Heading,
     Panel,
     Section,
     Spread,
     Table,
-    Text,
     long_table,
 )
-from heads.reporting.groups import MANIFEST, RunGroup, by_test_set, differences, setting_text
-from heads.reporting.plots import COLOURS, REST, Series, curves, points
+from heads.reporting.groups import RunGroup, by_test_set, sorting_split
+from heads.reporting.plots import COLOURS, Series, curves, points
 from heads.reporting.predictions import main_figure
 from heads.reporting.run_folders import FoundRun
 
@@ -64,12 +71,17 @@ def _figure_value(name: str, value: float | None) -> float | None:
 
 
 def legend_of(groups: Sequence[RunGroup]) -> tuple[tuple[int, str], ...]:
-    """Return the legend of groups: those with a colour of their own, and the number of others."""
-    named = [(group.colour, group.name) for group in groups if group.colour < REST]
-    more = len(groups) - len(named)
-    if more:
-        named.append((REST, f"{more} more"))
-    return tuple(named)
+    """Return the legend of groups; their numbers stand in the drawing where they are many."""
+    entries = []
+    for group in groups:
+        label = label_of(group, groups)
+        entries.append((group.colour, f"{label} {group.name}" if label else group.name))
+    return tuple(entries)
+
+
+def label_of(group: RunGroup, drawn: Sequence[RunGroup]) -> str:
+    """Return the label beside a group's line or point: its number, if colours do not suffice."""
+    return str(group.rank + 1) if len(drawn) > COLOURS else ""
 
 
 def results(groups: Sequence[RunGroup], found: Sequence[FoundRun], split: str) -> Section:
@@ -85,14 +97,21 @@ def results(groups: Sequence[RunGroup], found: Sequence[FoundRun], split: str) -
     """
     blocks: list[Block] = []
     sets = by_test_set(groups, split)
+    folded = folded_rows(groups, split)
+    tables: list[Block] = []
     for number, members in enumerate(sets):
-        about = ""
         if len(sets) > 1:
-            about = _about_set(members[0], split)
-        blocks.append(_study_table(members, split, number, about))
-    settings = _settings_table(groups)
-    if settings is not None:
-        blocks.append(Fold("Settings in which the rows differ", (settings,)))
+            tables.append(Heading(heading_of(members[0], split)))
+        tables.append(_study_table(members, split, number))
+    for number, rows in enumerate(folded):
+        blocks += [Heading("Averages over folds"), _folds_table(rows, split, number)]
+    if folded:
+        blocks.append(Fold("Every fold by itself", tuple(tables)))
+    else:
+        blocks += tables
+    settings = settings_tables(groups)
+    if settings:
+        blocks.append(Fold("Settings in which the rows differ", tuple(settings)))
     blocks.append(Fold("Every run", (_runs_table(found, split),)))
     evaluations = _evaluations_table(found)
     if evaluations is not None:
@@ -100,38 +119,10 @@ def results(groups: Sequence[RunGroup], found: Sequence[FoundRun], split: str) -
     return Section("Results", "results", tuple(blocks))
 
 
-def _about_set(group: RunGroup, split: str) -> str:
-    """Which clips a table is of, where there are several sets of clips."""
-    record = (group.runs[0].about.get("manifest") or {}).get("splits", {}).get(split)
-    if group.predicted:
-        clips = len(group.predicted[0].clips)
-    elif record is not None:
-        clips = record["clips"]
-    else:
-        return f"Runs that do not record which clips are in {split}. "
-
-    total = source = ""
-    if record and record["clips"] != clips:
-        total = f" of {record['clips']:,}"
-    if MANIFEST in group.settings:
-        source = f" of {setting_text(group.settings[MANIFEST])}"
-    return (
-        f"The {clips:,}{total} clips of split {split}{source}; other tables are of other clips or "
-        "labels. "
-    )
-
-
-def _study_table(groups: Sequence[RunGroup], split: str, number: int, about: str) -> Table:
-    """The rows of one set of clips, the best first; `number` from 0 tells the tables apart."""
-    names = [name for name in figure_names(groups, split) if name != "loss"]
-    # The main figure of the other split stands beside them.
-    other = "val" if split == "test" else "test"
-    main = main_figure(dict.fromkeys(names))
-    figures = [(split, name) for name in names]
-    if main in figure_names(groups, other):
-        figures.append((other, main))
-
-    columns = [Column("name"), Column("head"), Column("seeds", "count")]
+def _study_table(groups: Sequence[RunGroup], split: str, number: int) -> Table:
+    """The rows of one set of videos, the best first; `number` from 0 tells the tables apart."""
+    figures = _shown_figures(groups, split)
+    columns = [Column("name"), Column("head"), Column("seeds", "count"), Column("videos", "count")]
     columns += [_figure_column(name, of) for of, name in figures]
     columns += [
         Column("parameters", "short"),
@@ -140,20 +131,62 @@ def _study_table(groups: Sequence[RunGroup], split: str, number: int, about: str
     ]
     rows = []
     for group in groups:
-        row: list[Cell] = [group.name, group.head, len(group.runs)]
+        row: list[Cell] = [group.name, group.head, len(group.runs), test_videos(group, split)]
         row += [group.figure(of, name, 100.0) for of, name in figures]
         row += [group.runs[0].result["parameters"], group.macs, _seconds(group)]
         rows.append(tuple(row))
 
-    caption = about
+    caption = ""
+    if len(groups) > 1:
+        chooser = sorting_split(groups, split)
+        caption += f"Sorted by {chooser}"
+        if not all(group.runs[0].figures(chooser) for group in groups):
+            caption += f"; rows without figures of {chooser} come last"
+        caption += ". "
     if _several_seeds(groups):
         caption += "Mean ± standard deviation over seeds. "
-    caption += "Parameters and MACs (one view) are the head's."
+    caption += f"Videos: those of {split}. Parameters and MACs (one view) are the head's."
     if any("frames" in group.runs[0].about for group in groups):
         caption += " Trained from frames, they are the whole network's."
     caption += " Seconds: its own computing and waiting for data."
     name = f"study-{number}" if number else "study"
     return long_table(name, caption, columns, rows)
+
+
+def _shown_figures(groups: Sequence[RunGroup], split: str) -> list[tuple[str, str]]:
+    """(split, figure) of each column: those of `split`, and the main figure of the other split."""
+    names = [name for name in figure_names(groups, split) if name != "loss"]
+    figures = [(split, name) for name in names]
+    other = "val" if split == "test" else "test"
+    main = main_figure(dict.fromkeys(names))
+    if main in figure_names(groups, other):
+        figures.append((other, main))
+    return figures
+
+
+def _folds_table(rows: Sequence[FoldedRow], split: str, number: int) -> Table:
+    """A row for each configuration, averaged over its folds."""
+    every_fold: list[RunGroup] = []
+    for row in rows:
+        every_fold += row.folds
+    figures = _shown_figures(every_fold, split)
+    columns = [Column("name"), Column("head"), Column("folds", "count"), Column("runs", "count")]
+    columns += [Column("videos", "count")]
+    columns += [_figure_column(name, of) for of, name in figures]
+    cells = []
+    for row in rows:
+        videos = [test_videos(fold, split) for fold in row.folds]
+        cell: list[Cell] = [row.name, row.folds[0].head, len(row.folds)]
+        cell.append(sum([len(fold.runs) for fold in row.folds]))
+        cell.append(None if None in videos else sum(videos))
+        cell += [row.figure(of, name, 100.0) for of, name in figures]
+        cells.append(tuple(cell))
+    caption = (
+        f"Mean ± standard deviation over folds; a fold counts as the mean of its seeds. Videos: "
+        f"those of {split}, of all folds together."
+    )
+    name = f"folds-{number}" if number else "folds"
+    return long_table(name, caption, columns, cells)
 
 
 def _seconds(group: RunGroup) -> Spread:
@@ -163,19 +196,6 @@ def _seconds(group: RunGroup) -> Spread:
 
 def _several_seeds(groups: Sequence[RunGroup]) -> bool:
     return any(len(group.runs) > 1 for group in groups)
-
-
-def _settings_table(groups: Sequence[RunGroup]) -> Table | None:
-    """A column for every setting in which groups differ."""
-    keys = differences(groups)
-    if len(groups) < 2 or not keys:
-        return None
-    columns = [Column("name"), *[Column(key.removeprefix("recipe.")) for key in keys]]
-    rows = []
-    for group in groups:
-        rows.append((group.name, *[setting_text(group.settings.get(key)) for key in keys]))
-    caption = "Keys of the recipe and, as config, of the cache's configuration."
-    return long_table("settings", caption, columns, rows)
 
 
 def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
@@ -239,8 +259,27 @@ def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
     return long_table("evaluations", caption, columns, rows)
 
 
-def learning(groups: Sequence[RunGroup]) -> Section | None:
-    """Make the section of the learning curves; None without any."""
+def learning(groups: Sequence[RunGroup], split: str) -> Section | None:
+    """Make the section of the learning curves; None without any.
+
+    Args:
+        groups: all rows.
+        split: whose figures are reported; rows of other videos are drawn apart.
+    """
+    blocks: list[Block] = []
+    sets = by_test_set(groups, split)
+    for number, members in enumerate(sets):
+        figure = _learning_figure(members, f"-{number}" if number else "")
+        if figure is None:
+            continue
+        if len(sets) > 1:
+            blocks.append(Heading(heading_of(members[0], split)))
+        blocks.append(figure)
+    return Section("Learning curves", "learning", tuple(blocks)) if blocks else None
+
+
+def _learning_figure(groups: Sequence[RunGroup], suffix: str) -> Figure | None:
+    """The curves of one set of rows; the panels' names end in `suffix`."""
     drawn, name = [], ""
     for group in groups:
         if any(run.log for run in group.runs):
@@ -261,19 +300,20 @@ def learning(groups: Sequence[RunGroup]) -> Section | None:
     wanted.append(("val-loss", "val loss", "plain", lambda row: row["val"].get("loss", np.nan)))
     panels = []
     for stem, title, form, value in wanted:
-        lines = list(filter(None, [_curve(group, value) for group in drawn]))
+        lines = list(filter(None, [_curve(group, value, drawn) for group in drawn]))
         if not lines:
             continue
         alt = f"{title} by epoch, one curve for each of {len(lines)} rows of the study"
         if form == "plain" and _needs_log_axis(lines):
             form, title = "log", f"{title}, logarithmic"
-        panels.append(Panel(f"learning-{stem}", curves(lines, "epoch", title, alt, form), alt))
+        panels.append(
+            Panel(f"learning-{stem}{suffix}", curves(lines, "epoch", title, alt, form), alt)
+        )
 
     caption = "By epoch; the epochs of all phases are counted through."
     if _several_seeds(drawn):
         caption += " Bands are one standard deviation over seeds."
-    figure = Figure(caption, tuple(panels), legend_of(drawn))
-    return Section("Learning curves", "learning", (figure,))
+    return Figure(caption, tuple(panels), legend_of(drawn))
 
 
 def _needs_log_axis(lines: Sequence[Series]) -> bool:
@@ -283,7 +323,9 @@ def _needs_log_axis(lines: Sequence[Series]) -> bool:
     return bool(len(values) and values.min() > 0 and values.max() > 20 * values.min())
 
 
-def _curve(group: RunGroup, value: Callable[[dict[str, Any]], float]) -> Series | None:
+def _curve(
+    group: RunGroup, value: Callable[[dict[str, Any]], float], drawn: Sequence[RunGroup]
+) -> Series | None:
     """The mean over the runs of a group, of as many epochs as any of them has."""
     by_epoch: dict[int, list[float]] = {}
     for run in group.runs:
@@ -297,7 +339,9 @@ def _curve(group: RunGroup, value: Callable[[dict[str, Any]], float]) -> Series 
             epochs.append(epoch)
             mean.append(float(np.nanmean(values)))
             deviation.append(float(np.nanstd(values)))
-    return Series(group.name, group.colour, epochs, mean, deviation) if epochs else None
+    if not epochs:
+        return None
+    return Series(group.name, group.colour, epochs, mean, deviation, label_of(group, drawn))
 
 
 def costs(groups: Sequence[RunGroup], split: str) -> Section | None:
@@ -310,32 +354,25 @@ def costs(groups: Sequence[RunGroup], split: str) -> Section | None:
     Returns:
         The section; None without a figure.
     """
-    names = figure_names(groups, split)
-    if not names or names[0] == "loss":
-        return None
     sets = by_test_set(groups, split)
     blocks: list[Block] = []
     for number, members in enumerate(sets):
+        # One set may have a mAP, and another a top-1.
+        names = figure_names(members, split)
+        if not names or names[0] == "loss":
+            continue
         panels = _cost_panels(members, split, names[0], f"-{number}" if number else "")
         if not panels:
             continue
-        caption = ""
         if len(sets) > 1:
-            caption = _about_set(members[0], split)
-        caption += (
+            blocks.append(Heading(heading_of(members[0], split)))
+        caption = (
             "Of the head alone: what is cached was computed once for all. Bars are one standard "
             "deviation over seeds."
         )
         blocks.append(Figure(caption, tuple(panels), legend_of(members)))
     if not blocks:
         return None
-    if len(groups) > COLOURS:
-        blocks.append(
-            Text(
-                f"The {COLOURS} best rows have a colour of their own; a point's name appears when "
-                "the mouse is over it."
-            )
-        )
     return Section("Accuracy and cost", "cost", tuple(blocks))
 
 
@@ -354,7 +391,9 @@ def _cost_panels(groups: Sequence[RunGroup], split: str, name: str, suffix: str)
             x, y = value(group), group.figure(split, name, 100.0)
             # MACs may be unknown, and a logarithmic axis cannot show 0.
             if x and y:
-                dots.append(Series(group.name, group.colour, [x], [y.mean], [y.deviation or 0.0]))
+                label = label_of(group, groups)
+                spread = [y.deviation or 0.0]
+                dots.append(Series(group.name, group.colour, [x], [y.mean], spread, label))
         if not dots:
             continue
         xs = [dot.x[0] for dot in dots]

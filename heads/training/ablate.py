@@ -30,9 +30,11 @@ from heads.training.estimates import (
     estimate_members,
     groups_of,
 )
+from heads.training.run_description import cache_record
 from heads.training.study import Failure, Result, one_line
 from heads.training.study_table import FailedRow, Outcomes, StudyTable, row_of
 from heads.training.train import run_members
+from pipeline.cache.joined import paths_of
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
@@ -122,7 +124,7 @@ def ablate(
         if one.result is not None:
             outcomes[one.member.folder] = one.result
     with watched.guarded():
-        function = _TrainGroup(cache.path.resolve(), plan.order_seed, options, folder)
+        function = _TrainGroup(tuple(paths_of(cache)), plan.order_seed, options, folder)
         groups = groups_of(todo, jobs, at_once)
         outcomes |= _train_groups(function, groups, engine or LocalEngine())
 
@@ -136,7 +138,7 @@ def ablate(
         "source": plan.source,
         "order_seed": plan.order_seed,
         "settings": plan.settings,
-        "cache": str(cache.path.resolve()),
+        **cache_record(cache),
         "fingerprint": cache.fingerprint,
         "manifest": manifest_record(options.manifest or cache.manifest),
         "precision": options.precision,
@@ -191,7 +193,7 @@ class _TrainGroup:
     traceback of it.
     """
 
-    cache: Path
+    caches: tuple[Path, ...]
     order_seed: int
     options: AblateOptions
     # The study's folder; None: not watched.
@@ -218,7 +220,7 @@ class _TrainGroup:
             ) from None
 
     def __call__(self, members: list[Member]) -> "list[Result | FailedRow] | ValueError":
-        from pipeline.cache.reader import Cache
+        from pipeline.cache.joined import open_caches
 
         keep_freed_memory()
         # In another process, the plug-ins that this study was given may be executed, too.
@@ -234,7 +236,7 @@ class _TrainGroup:
         try:
             outcomes = run_members(
                 members,
-                Cache(self.cache),
+                open_caches(self.caches),
                 order_seed=self.order_seed,
                 device=options.device,
                 precision=options.precision,

@@ -9,6 +9,8 @@ from heads.data.splits import SplitViews
 from heads.runs import run_files
 from heads.runs.head_versions import versions_of
 from heads.training.study import Result
+from pipeline.cache.joined import JoinedCache, paths_of
+from pipeline.cache.reader import Cache
 
 
 def describe_run(
@@ -42,6 +44,22 @@ def describe_run(
         **more,
     }
     return run_files.with_plugins(about)
+
+
+def cache_record(cache: Cache | JoinedCache) -> dict[str, Any]:
+    """Say which cache a run reads.
+
+    Args:
+        cache: one cache, or several as one.
+
+    Returns:
+        `cache`, the absolute path of the (first) cache; with several, `caches` has all of them.
+    """
+    paths = [str(path) for path in paths_of(cache)]
+    record: dict[str, Any] = {"cache": paths[0]}
+    if len(paths) > 1:
+        record["caches"] = paths
+    return record
 
 
 def excluded_clips(

@@ -43,7 +43,12 @@ from heads.training.decisions import Decisions
 from heads.training.head_builder import HeadBuilder
 from heads.training.learner import Learner
 from heads.training.phase_start import previous_checkpoint, trained_teachers
-from heads.training.run_description import describe_run, excluded_clips, write_result
+from heads.training.run_description import (
+    cache_record,
+    describe_run,
+    excluded_clips,
+    write_result,
+)
 from heads.training.study import Result, Study
 from pipeline.cache.asked import extraction_record
 from pipeline.workers.waiting import PrintLine
@@ -192,7 +197,7 @@ class TrainingRun:
 
         record = {
             **self.about,
-            "cache": str(self.study.cache.path.resolve()),
+            **cache_record(self.study.cache),
             "device": str(self.study.device),
             "versions": run_files.versions(),
         }

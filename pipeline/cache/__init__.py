@@ -7,6 +7,7 @@ neither videos nor networks.
     fields         which tensors there are, with their axes, dtypes and units
     reader         Cache: what notebooks and training open
     group          Group: its rows, and the reading of views and batches
+    joined         several caches of the same options as one
     folder         cache.json and the copy of the manifest
     identity       the fingerprint of a config, the hash of a shard's clips
     creation       makes a folder, or checks that it is the cache that was asked for
@@ -28,6 +29,8 @@ _HOMES = {
     "Cache": "reader",
     "Group": "group",
     "CacheError": "folder",
+    "JoinedCache": "joined",
+    "open_caches": "joined",
     "Shards": "shards",
     "create_cache": "creation",
     "FIELDS": "fields",

@@ -21,6 +21,7 @@ class Made:
         head, options: of its recipe, as are `data` and `epochs`.
         skill: how often it is right.
         clips, classes, views, targets: what it predicts.
+        val: figures of val; {} for none.
         more: further arrays beside the predictions.
         about: further keys of run.json.
     """
@@ -45,6 +46,7 @@ class Made:
     more: dict = field(default_factory=dict)
     about: dict = field(default_factory=dict)
     phase: str = "train"
+    val: dict = field(default_factory=dict)
 
     def write(self, parent: Path) -> Path:
         """Write the folder NAME-seedSEED in `parent`, finished."""
@@ -83,7 +85,7 @@ class Made:
 
         result = {
             "folder": folder.name,
-            "metrics": {"test": figures},
+            "metrics": {"test": figures, **({"val": self.val} if self.val else {})},
             "epochs": self.epochs,
             "best_epoch": 2,
             "parameters": 1234,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from heads.data.view_dataset import ViewDataset
+from heads.data.view_dataset import ViewDataset, dataset
 from pipeline.cache.reader import CacheError
 from tests.support.tiny_cache import Tiny
 
@@ -37,12 +37,12 @@ def test_a_dataset_has_the_views_that_the_cache_has(cache):
     assert seen == [(clip, view) for clip in range(12) if clip != 1 for view in range(2)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataloader_gets_the_same_views_in_any_process(cache, workers):
-    data = ViewDataset(cache, "val", ["pooled"])
+@pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_a_dataloader_gets_the_same_views_in_any_process(cache, workers, start):
+    data = dataset(cache.path, split="val", fields=["pooled"])
     order = list(reversed(range(len(data))))
     loader = DataLoader(
-        data, batch_size=5, sampler=order, num_workers=workers, multiprocessing_context=None
+        data, batch_size=5, sampler=order, num_workers=workers, multiprocessing_context=start
     )
     batches = list(loader)
     pooled = torch.cat([batch["pooled"] for batch in batches])
@@ -55,6 +55,21 @@ def test_a_dataloader_gets_the_same_views_in_any_process(cache, workers):
 def test_a_dataset_pickles(cache):
     data = pickle.loads(pickle.dumps(ViewDataset(cache.path, "test", ["pooled"])))
     assert torch.isfinite(data[0]["pooled"]).all()
+
+
+def test_an_index_says_which_clip_and_view_it_is(cache):
+    data = dataset(cache, split="train", fields=["valid"])
+    for index in range(len(data)):
+        clip, view = data.where(index)
+        row = cache["train"].rows_of(clip)[view]
+        np.testing.assert_array_equal(data[index]["valid"], cache["train"].view(row)["valid"])
+
+
+def test_a_manifest_may_be_named_by_its_path(cache, tmp_path):
+    text = (cache.path / "manifest.csv").read_text().replace("class 0", "other")
+    (tmp_path / "relabelled.csv").write_text(text)
+    data = dataset(cache, "train", ["valid"], manifest=tmp_path / "relabelled.csv")
+    assert data.classes == ("class 1", "class 2", "other")
 
 
 def test_without_fields_a_dataset_reads_all_of_them(cache):

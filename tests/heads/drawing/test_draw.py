@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cli.__main__ import vidgraph
+from heads.drawing import edges as draw_edges
 from heads.drawing import maps as draw_maps
-from heads.drawing import sections as draw_sections
 from heads.drawing.canvas import (
     BACK,
     FRONT,
@@ -28,14 +28,16 @@ from heads.drawing.canvas import (
     text_width,
 )
 from heads.drawing.draw import WHAT, Style, draw_view
+from heads.drawing.edges import EdgeDrawing
 from heads.drawing.head_output import HeadResult
 from heads.drawing.panels import structure
 from heads.interface.masked_layers import front_back
 from heads.papers.dyreg.kernels import kernels_of
 from heads.reporting.cache_facts import KnownCache
-from heads.reporting.clip_pictures import strip
+from heads.reporting.clip_pictures import frames_of
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.manifests.manifest import Clip
+from pipeline.regions.graphs import iou_graph
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.graphs import build_graphs
 from pipeline.video.decode import open_clip, write_video
@@ -169,11 +171,11 @@ def test_edges_join_the_centres_of_boxes_that_overlap(folder):
 
 
 def test_only_edges_of_some_weight_are_drawn(folder):
-    graphs = tuple(np.full((7, 3, 3), 0.5, np.float32) for _ in range(2))
+    graphs = tuple(np.tile(0.7 * np.eye(3, dtype=np.float32), (7, 1, 1)) for _ in range(2))
     view = draw_view(folder / "cache", "one", group="test").view
-    for least, drawn in ((0.4, True), (0.6, False)):
+    for least, drawn in ((0.6, True), (0.8, False)):
         canvas = Canvas(300, 100)
-        draw_sections.edges(view, graphs, least, True).join(canvas, HERE, NEXT, 0, True)
+        EdgeDrawing(view, graphs, least).strip(True).join(canvas, HERE, NEXT, 0, True)
         assert bool(len(painted(canvas, FRONT))) == drawn
 
 
@@ -208,7 +210,7 @@ def test_weights_are_written_beside_edges(folder, monkeypatch):
 
 def test_many_weights_stay_beside_their_frame():
     canvas = Canvas(300, 140)
-    draw_sections._weights(
+    draw_edges._weights(
         canvas, FrameRect(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT
     )
     rows = painted(canvas, FRONT)[:, 0]
@@ -340,10 +342,9 @@ def test_values_that_no_picture_can_have_are_refused_in_a_line(folder, tmp_path,
         CacheError, match=f"clip two, test view 0: {field} has .*vidgraph verify.*vidgraph repair"
     ):
         draw_view(tmp_path / "cache", "two")
-    picture, why = strip(
-        KnownCache(cache.path, cache.fingerprint, Cache(tmp_path / "cache")), "two"
-    )
-    assert picture is None
+    known = KnownCache(cache.path, cache.fingerprint, cache=Cache(tmp_path / "cache"))
+    pictures, why = frames_of(known, "two")
+    assert pictures == ()
     assert f"No picture: {field} has" in why
 
 
@@ -381,18 +382,99 @@ def test_rows_wrap_within_the_page_and_hold_every_step(folder, monkeypatch):
     assert narrow.picture().height < picture.height
 
 
-def test_an_edge_to_the_next_row_goes_on_there(folder):
-    def marks(picture: Image.Image) -> int:
-        return int((np.abs(np.asarray(picture).astype(int) - FRONT) < 12).all(-1)[:, :19].sum())
+def test_an_edge_to_the_next_row_goes_on_there_and_none_leaves_the_page(folder):
+    style = Style(width=800, height=100)
+    picture = draw_view(folder / "cache", "one", what=["edges"], style=style).picture()
+    pixels = np.asarray(picture).astype(int)
+    orange = (np.abs(pixels - FRONT) < 12).all(-1)
+    # The lines begin at the border of the row's first frame, which lies behind the margin.
+    assert orange[:, 20:24].any()
+    assert (pixels[:, :19] == 255).all()
+    assert (pixels[100:, -2:] == 255).all()
 
-    one, two = (
-        draw_view(
-            folder / "cache", "one", what=["edges"], style=Style(width=w, height=100)
-        ).picture()
-        for w in (3000, 800)
+
+def test_strips_use_the_width_of_the_page(folder):
+    for width in (700, 1600):
+        style = Style(width=width, height=100)
+        picture = draw_view(folder / "cache", "one", what=["boxes"], style=style).picture()
+        columns = np.flatnonzero((np.asarray(picture)[150:] < 250).any((0, 2)))
+        assert columns.max() - columns.min() >= 0.95 * (width - 40)
+        assert picture.width <= width
+
+
+class Crowd(Tiny):
+    """Twelve boxes in every step that stand still, some over one another."""
+
+    def tensors(self, clip, label, rng):
+        made = super().tensors(clip, label, rng)
+        corner = np.linspace(0, 0.7, self.N, dtype=np.float32)[:, None].repeat(2, 1)
+        boxes = np.concatenate([corner, corner + 0.3], -1)
+        made["boxes"] = np.broadcast_to(boxes, (self.T, self.N, 4)).copy()
+        made["valid"] = np.ones((self.T, self.N), bool)
+        return made
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    return Crowd(splits=("train", "test"), T=4, N=12, C=8).write(tmp_path_factory.mktemp("crowd"))
+
+
+def test_many_edges_keep_out_of_the_frames_and_stand_in_a_table(crowd, monkeypatch):
+    drawing = draw_view(crowd, "clip-1", what=["edges"], style=Style(least=0.1))
+    (section,), (table,) = drawing.sections, drawing.panels
+    canvas = Canvas(300, 100)
+    section.join(canvas, HERE, NEXT, 0, True)
+    drawn = np.argwhere((np.asarray(canvas.finished()) != 255).any(-1))
+    assert len(drawn)
+    assert drawn[:, 1].min() >= HERE.x + HERE.width
+    assert drawn[:, 1].max() <= NEXT.x
+    assert (drawn[:, 0].min(), drawn[:, 0].max()) >= (HERE.y, HERE.y)
+    assert drawn[:, 0].max() <= HERE.y + HERE.height
+
+    # The weights in the table are those of the equation, for every edge.
+    boxes, valid = drawing.view.boxes, drawing.view.valid
+    graph = torch.from_numpy(iou_graph(boxes, valid))[None]
+    front = front_back(graph, torch.from_numpy(valid)[None])[0][0].numpy()
+    edges = int((np.maximum(front, front.transpose(0, 2, 1)) >= 0.1).sum())
+    written: list[str] = []
+    real = Canvas.text
+    monkeypatch.setattr(
+        Canvas,
+        "text",
+        lambda self, at, text, *more: (written.append(text), real(self, at, text, *more))[1],
     )
-    assert marks(one) == 0
-    assert marks(two) > 0
+    assert table.height > 100
+    draw_view(crowd, "clip-1", what=["edges"], style=Style(least=0.1))
+    assert sum(bool(re.fullmatch(r"\d+ - \d+", text)) for text in written) == edges
+
+
+def test_smaller_weights_are_fainter():
+    greys = [sum(draw_edges._faded(FRONT, weight)) for weight in (0.1, 0.3, 0.6, 1.0)]
+    assert greys[0] > greys[1] > greys[2] == greys[3] == sum(FRONT)
+
+
+def test_neighbours_have_inner_product_and_cosine(crowd, monkeypatch):
+    drawing = draw_view(crowd, "clip-1", what=["similar", "nearest"], node=(1, 3))
+    nodes = drawing.view.fields["nodes"].astype(np.float64)
+    chosen = nodes[1, 3]
+    for section in drawing.sections:
+        assert "inner product, then cosine" in section.note
+        for t in range(4):
+            for label in labels_of(monkeypatch, lambda t=t, s=section: on_paper(s, t)):
+                found = re.fullmatch(r"(#?)(\d+): ([-.\d]+), ([-.\d]+)", label)
+                if found is None:
+                    assert label.startswith("chosen")
+                    continue
+                products = nodes[t] @ chosen
+                lengths = np.linalg.norm(nodes[t], axis=-1) * np.linalg.norm(chosen)
+                # A node of a padded box is all zeros.
+                cosines = products / np.maximum(lengths, 1e-12)
+                # One box of the step has both numbers.
+                near = np.abs(products - float(found[3])) < 0.06
+                near &= np.abs(cosines - float(found[4])) < 0.006
+                assert near.any()
+                if not found[1]:
+                    assert near[int(found[2])]
 
 
 def test_the_video_has_every_frame_of_the_view(folder, tmp_path):

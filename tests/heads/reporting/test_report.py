@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from cli.__main__ import vidgraph
-from cli._shared.options import toml_value
+from cli._shared.extraction import config_of
+from cli.extract import command as extract_command
 from heads.config.recipe import recipe_with
 from heads.reporting.cache_facts import boxes_per_clip
 from heads.reporting.document import Document
@@ -101,6 +103,7 @@ def on_videos(videos, tmp_path_factory) -> Path:
 def test_runs_that_differ_in_their_seed_alone_are_one_row_with_the_spread(study, written):
     rows = {row["name"]: row for row in table(written, "study")}
     assert list(rows) == ["strong", "weak"]  # the best first
+    assert {row["videos"] for row in rows.values()} == {"30"}
     for name, row in rows.items():
         found = [
             100 * read_run(study / f"{name}-seed{seed}").figures("test")["top1"] for seed in (0, 1)
@@ -436,7 +439,13 @@ def test_examples_have_pictures_of_their_clips(on_videos, videos, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     alt = "clip[0124]: frames [0-9, ]+ of clip[0124].mp4"
     assert len(re.findall(f'<img alt="{alt}" src="data:image/jpeg;base64,', page)) == 4
-    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 4
+    pictures = list((tmp_path / "out" / "pictures").iterdir())
+    assert len(pictures) == 4 * 4  # clips and frames
+    for path in pictures:
+        with Image.open(path) as image:
+            assert image.height >= 240
+    assert re.search(r"strong: put, score [01]\.\d\d</span>", page)
+    assert re.search(r"weak: (take|turn), score [01]\.\d\d \(the label has 0\.\d\d\)", page)
     write(on_videos, tmp_path / "out", pictures=0)
     assert "<img" not in (tmp_path / "out" / "report.html").read_text()
     assert not (tmp_path / "out" / "pictures").exists()  # what an earlier report left is removed
@@ -500,12 +509,36 @@ def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(
 
     write(on_videos, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    command = shlex.split(
-        next(block for block in text.split("```") if block.strip().startswith("vidgraph extract"))
+    line = next(
+        block for block in text.split("```") if block.strip().startswith("vidgraph extract")
     )
-    given = [command[k + 1].split("=", 1) for k, word in enumerate(command) if word == "--set"]
-    asked = with_settings(ExtractConfig(), {key: toml_value(value) for key, value in given})
-    assert asked == extraction_of(videos)
+    words = shlex.split(line.replace("\\\n", " "))
+    # Flags, as a person would write them.
+    for key in [words[k + 1] for k, word in enumerate(words) if word == "--set"]:
+        assert key.startswith(("backbone_options.", "proposal_options."))
+    assert words[words.index("--flip") + 1] == "0.0"
+    context = extract_command.make_context("extract", words[2:])
+    assert with_settings(config_of(context.params), context.params["settings"]) == replace(
+        extraction_of(videos), decoder="decord"
+    )
+
+
+def test_every_flag_of_the_commands_is_an_option_of_extract():
+    from heads.reporting.provenance_sections import FLAGS, NAMED
+
+    known = {option for parameter in extract_command.params for option in parameter.opts}
+    assert {*FLAGS.values(), *[f"--{name.replace('_', '-')}" for name in NAMED]} <= known
+
+
+def test_options_without_a_flag_are_given_with_set():
+    from heads.reporting.provenance_sections import _extract_options
+
+    asked = {"backbone_options": {"temporal": "alternating"}, "sampling": {"stretch": 2}}
+    words = _extract_options({**asked, "allow_truncated": True, "keep": ["pooled", "res5"]})
+    assert words == [
+        *("--set", 'backbone_options.temporal="alternating"', "--set", "sampling.stretch=2"),
+        *("--allow-truncated", "--keep", "pooled,res5"),
+    ]
 
 
 def test_the_command_for_a_run_names_its_recipe_cache_and_seed(study, written):

@@ -175,7 +175,7 @@ def test_an_axis_holds_its_values_and_a_few_round_numbers(low, high, log):
 
 def test_curves_with_gaps_are_drawn_as_far_as_they_go():
     drawn = curves([Series("a", 0, [1, 2, 3], [0.5, math.nan, 0.7], [0, 0, 0])], "x", "y", "label")
-    points = re.search('polyline class="curve s0" points="([^"]*)"', drawn)[1]
+    points = re.search('polyline class="curve s0 d0" points="([^"]*)"', drawn)[1]
     assert len(points.split()) == 2
     assert "nan" not in drawn
 
