@@ -201,6 +201,8 @@ def _train_all(
 
         locked = [run for run in runs if run.error is None]
         stores = stores_for(locked, study, resident)
+        if study.device.type == "cuda" and "train" in stores:
+            say(f"split train: {stores['train'].describe()}")
         for run in locked:
             run.attempt(run.open, resume, tensorboard)
 
@@ -287,7 +289,7 @@ def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
     """
     waiting = 0.0
     batches = shared_pass(store, [run.draw() for run in runs])
-    while any(run.active and not run.learner.done for run in runs):
+    while any(run.wants_more for run in runs):
         asked = time.monotonic()
         k, clips, rows = next(batches, (-1, None, None))
         received = time.monotonic()
@@ -296,11 +298,19 @@ def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
             break
 
         run = runs[k]
-        if run.active and not run.learner.done:
+        if run.wants_more:
             run.attempt(run.learn, clips, rows)
             run.stats.seconds += time.monotonic() - received
     # Ends the reading thread: the runs may be done before the pass is.
     batches.close()
+
+    # A GPU computes what it was given until now: all runs share what is left of it.
+    well = [run for run in runs if run.error is None]
+    started = time.monotonic()
+    for run in well:
+        run.attempt(run.end_pass)
+    for run in well:
+        run.stats.seconds += (time.monotonic() - started) / len(well)
     return waiting
 
 
