@@ -105,6 +105,25 @@ class DeviceLane:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """Start to copy a tensor of the device to this process.
+
+        Args:
+            tensor: of the device.
+
+        Returns:
+            The copy, whose values are there after `wait`; on a CPU the tensor itself.
+        """
+        if self._copying is None:
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait until the device has done all that this thread gave it."""
+        if self._copying is not None:
+            torch.cuda.current_stream(self.device).synchronize()
+
 
 def as_float32(tensors: Mapping[str, Tensor]) -> Tensors:
     """Return tensors with those that are floating as float32."""

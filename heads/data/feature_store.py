@@ -108,7 +108,9 @@ class FeatureStore:
         """Say in one line where the fields are kept, and in how much free memory."""
         size = f"{self.bytes / 1e9:.3g} GB of features"
         if self.resident == "gpu":
-            return f"{size} in the GPU's memory, of which {self.free_on_device / 1e9:.3g} GB were free"
+            return (
+                f"{size} in the GPU's memory, of which {self.free_on_device / 1e9:.3g} GB were free"
+            )
         if self.resident == "ram":
             place = f"{size} in this machine's memory, of which {self.free / 1e9:.3g} GB were free"
         else:

@@ -22,7 +22,7 @@ from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import norms_in_evaluation
 from pipeline.backbones import Backbone, NonLocal
 from pipeline.cache.fields import FIELDS, is_cut
-from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of
+from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of_tensors
 from pipeline.regions.roi_align import roi_align
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -219,20 +219,19 @@ class JointNetwork(nn.Module):
         if not which:
             return {}
 
-        # Stage two's own code makes the graphs, from numpy arrays, so that they equal the cached
-        # ones.
-        arrays = {}
+        # Stage two's own code makes the graphs, where the network computes, so that they equal the
+        # cached ones.
+        given = {}
         for name in ("boxes", "valid", "nodes"):
             tensor = getattr(clips, name)
             if tensor is not None:
-                arrays[name] = tensor.detach().cpu().numpy()
+                given[name] = tensor.detach()
 
-        tensors = {}
-        for name, array in graphs_of(arrays, GraphOptions(tuple(which), self.neighbours)).items():
-            tensor = torch.from_numpy(array).to(clips.boxes.device)
-            # Indices are stored in small integers, which torch cannot index with.
-            tensors[name] = tensor if tensor.is_floating_point() else tensor.long()
-        return tensors
+        found = graphs_of_tensors(given, GraphOptions(tuple(which), self.neighbours))
+        for name, tensor in found.items():
+            # Indices are small integers, which torch cannot index with.
+            found[name] = tensor if tensor.is_floating_point() else tensor.long()
+        return found
 
     def checkpoint_activations(self) -> None:
         """Recompute activations of trained units in the backward pass instead of keeping them."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from heads.data.device_lane import DeviceLane
 from heads.data.splits import SplitViews
 from heads.finetuning.frame_training import Piece
 from heads.interface.clips import Clips
@@ -136,7 +137,7 @@ class VideoViews:
         self.config, self.parts, self.clips = config, parts, clips
         self.opener, self.steps = opener, steps
         self.cache, self.source, self.fresh = cache, source, fresh
-        self.device = torch.device(device)
+        self.lane = DeviceLane(device)
         self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=RETRIES)
         # Enough tasks in the queue that no worker waits for the network.
         self.queued = max(1, 2 * workers)
@@ -284,8 +285,9 @@ class VideoViews:
         # Without boxes the tuples are empty, and no field is added.
         for name, arrays in zip(BOXES, zip(*boxes, strict=True), strict=False):
             tensors[name] = torch.from_numpy(np.stack(arrays))
-        clips = Clips(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
-        return clips, np.array(positions)
+        # Not as float32: frames are bytes, and boxes are what the cache holds.
+        there = {name: self.lane.put(tensor.numpy()) for name, tensor in tensors.items()}
+        return Clips(**there), np.array(positions)
 
 
 def _by_size(found: Sequence[DecodedView]) -> list[list[DecodedView]]:

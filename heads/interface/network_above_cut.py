@@ -6,7 +6,6 @@ before the cut stays frozen: it ran once, during the extraction.
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput

@@ -328,6 +328,10 @@ class TrainingRun:
         self.stats.loss += loss * clips
         self.clips_seen += clips
 
+    def spend(self, seconds: float) -> None:
+        """Count seconds of computing in this epoch."""
+        self.stats.seconds += seconds
+
     def end_pass(self) -> None:
         """Wait until the device has computed the epoch's mini-batches.
 

@@ -286,6 +286,18 @@ def load(*args, **kwargs) -> Any:
         DEVICE.saved.clear()
 
 
+def grouped(plain: Callable) -> Callable:
+    """Optimisers group tensors by device in C++, where those of the device are the CPU's."""
+
+    def group(lists: list, with_indices: bool = False) -> dict:
+        found = plain(lists, with_indices)
+        if not any(isinstance(x, CudaTensor) for one in lists for x in one):
+            return found
+        return {(HERE, dtype): tensors for (_, dtype), tensors in found.items()}
+
+    return group
+
+
 def _location(storage) -> str | None:
     """Where a storage is, as torch.save writes it down."""
     return "cuda:0" if DEVICE.active and storage._cdata in DEVICE.saved else None
