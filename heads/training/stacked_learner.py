@@ -214,7 +214,9 @@ class StackedLearner:
         self._done.append(_Trained(values, names, self.learners[0].progress.step, clips))
         self._clip()
         grads = {name: weight.grad for name, weight in self.trained.items()}
-        self.optimiser.step(self._by_group(grads), [one.lr for one in self.learners], self.bad)
+        for learner in self.learners:
+            learner.optimisers.set_lr(learner.lr)
+        self.optimiser.step(self._by_group(grads), self.bad)
         self._average()
         for learner in self.learners:
             learner.progress.step += 1

@@ -1,7 +1,7 @@
 """SGD, Adam and AdamW for several members at once, each with its own rate, decay and momentum.
 
     optimiser = StackedOptimiser([torch.optim.AdamW(...), torch.optim.AdamW(...)], weights)
-    optimiser.step(grads, lrs=[0.1, 0.01])
+    optimiser.step(grads)
     optimiser.give_back()
 
 The weights of M members are stacked in tensors [M,...]. A step computes what the members' own
@@ -103,19 +103,17 @@ class StackedOptimiser:
     def step(
         self,
         grads: Sequence[Sequence[Tensor | None]],
-        lrs: Sequence[float],
         still: Tensor | None = None,
     ) -> None:
-        """Take a step with every member.
+        """Take a step with every member, at the rates that its own optimiser has now.
 
         Args:
             grads: group -> weight -> the gradient [M,...]; None where the weight has none.
-            lrs: M learning rates; each group multiplies them by its `scale`.
             still: [M] bool, members whose weights stay as they are, whatever their gradient.
         """
         for number, (weights, found) in enumerate(zip(self.groups, grads, strict=True)):
             for steps, same in self._by_steps(weights, found).items():
-                rows = self.lane.put(self._rows(number, steps, lrs))
+                rows = self.lane.put(self._rows(number, steps))
                 if still is not None:
                     # The step size and the shrinking of AdamW.
                     rows[:2] = rows[:2].masked_fill(still, 0)
@@ -137,7 +135,7 @@ class StackedOptimiser:
             found.setdefault(tuple(weight.steps), []).append((weight, grad))
         return found
 
-    def _rows(self, number: int, steps: Sequence[int], lrs: Sequence[float]) -> np.ndarray:
+    def _rows(self, number: int, steps: Sequence[int]) -> np.ndarray:
         """Compute the numbers of a step on the host, in double precision.
 
         Returns:
@@ -147,8 +145,7 @@ class StackedOptimiser:
         table = np.zeros((5, len(self.optimisers)))
         for member, optimiser in enumerate(self.optimisers):
             group = optimiser.param_groups[number]
-            lr = lrs[member] * group.get("scale", 1.0)
-            decay = group["weight_decay"]
+            lr, decay = group["lr"], group["weight_decay"]
             if self.kind is torch.optim.SGD:
                 table[:, member] = lr, 0, decay, group["momentum"], 1
                 continue

@@ -257,9 +257,7 @@ def stores_for(runs: Sequence[TrainingRun], study: Study, resident: str) -> dict
     return stores
 
 
-def _fit(
-    runs: Sequence[TrainingRun], stores: dict[str, FeatureStore], stacking: Stacking
-) -> None:
+def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore], stacking: Stacking) -> None:
     """Train all runs to their end, epoch by epoch."""
     while True:
         active = [run for run in runs if run.active]
