@@ -15,13 +15,20 @@ from heads.config.recipe import recipe_from
 from heads.config.training_options import Training
 from heads.data.feature_store import FeatureStore
 from heads.interface.loss import LossNotFinite
+from heads.papers.ean.transformer import RowNorm
 from heads.runs import run_files
 from heads.training.learner import Learner
 from heads.training.train import train
 from heads.training.training_run import TrainingRun
 from heads.zoo.gos import GOS
 from pipeline.cache.reader import Cache
-from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of_tensors
+from pipeline.regions.graphs import (
+    GRAPHS,
+    GraphOptions,
+    graphs_of_tensors,
+    iou_graph,
+    iou_of_tensors,
+)
 from pipeline.stages.graphs import build_graphs
 from tests.heads.zoo.test_zoo import CASES, DIMS, fresh, some_clips
 from tests.support.fake_cuda import CudaTensor, fake_cuda
@@ -223,3 +230,31 @@ def test_graphs_are_computed_where_the_boxes_are_and_nothing_is_copied(gpu):
         gpu.observers.remove(seen.append)
     assert {str(tensor.device) for tensor in found.values()} == {"cuda:0"}
     assert not [one for one in seen if one.kind in ("h2d", "d2h", "wait") or one.waits]
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_norm_of_rows_that_count_is_there_what_it_is_on_the_cpu(mode):
+    """There nobody asks how many rows count; values, gradients and statistics are the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 5, generator=generator)
+    for share in (0.5, 0.0, 1.0):
+        valid = torch.rand(3, 4, generator=generator) < share
+        found = []
+        for place in ("cpu", "cuda"):
+            norm = RowNorm(5).to(place).train(mode == "train")
+            mine = x.to(place).requires_grad_()
+            y = norm(mine, valid.to(place))
+            (y * y * y).sum().backward()
+            grad = torch.zeros_like(x) if mine.grad is None else mine.grad
+            found.append([one.detach().cpu() for one in (y, grad, norm.running_mean)])
+            found[-1].append(norm.running_var.cpu())
+        for here, there in zip(*found, strict=True):
+            torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+def test_the_overlaps_are_those_of_stage_two_bit_for_bit():
+    clips = some_clips(dtype=torch.float32)
+    boxes, valid = clips.get("boxes"), clips.get("valid")
+    found = iou_of_tensors(boxes, valid)
+    assert found.numpy().tobytes() == iou_graph(boxes.numpy(), valid.numpy()).tobytes()
+    assert found.any()
