@@ -106,13 +106,11 @@ class FeatureStore:
 
     def describe(self) -> str:
         """Say in one line where the fields are kept, and in how much free memory."""
-        size = f"{self.bytes / 1e9:.3g} GB of features"
+        size = f"{_size(self.bytes)} of features"
         if self.resident == "gpu":
-            return (
-                f"{size} in the GPU's memory, of which {self.free_on_device / 1e9:.3g} GB were free"
-            )
+            return f"{size} in the GPU's memory, of which {_size(self.free_on_device)} were free"
         if self.resident == "ram":
-            place = f"{size} in this machine's memory, of which {self.free / 1e9:.3g} GB were free"
+            place = f"{size} in this machine's memory, of which {_size(self.free)} were free"
         else:
             place = f"{size} on disk"
         return f"{place}; batches are copied to the GPU ahead of their use"
@@ -233,6 +231,15 @@ class FeatureStore:
                 if k + AHEAD < len(slices):
                     ahead.append(reader.submit(prepare, slices[k + AHEAD]))
                 yield sent.receive(), part
+
+
+def _size(count: float) -> str:
+    """Write a number of bytes."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.3g} {units[0]}"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@
     print(outcome.table.text())
 
 A member computes what `train(recipe, cache, folder, seed=seed, order_seed=plan.order_seed)`
-computes, to rounding where members are trained as one (`heads.training.stacked_runs`). It depends
-neither on the other members nor on how members are spread over processes, as
-long as every process uses the same number of threads.
+computes, to rounding where members are trained as one (`heads.training.stacked_runs`). Elsewhere it
+depends neither on the other members nor on how members are spread over processes, as long as every
+process uses the same number of threads.
 """
 
 import sys

@@ -208,7 +208,9 @@ def factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
                 make.__name__, "h2d" if given else "launch", given, data.nbytes if given else 0
             )
         )
-        return wrap(data).requires_grad_(grad)
+        out = wrap(data)
+        # Only where it is asked for: torch.func refuses the call.
+        return out.requires_grad_() if grad else out
 
     return made
 
