@@ -60,6 +60,12 @@ INTERVAL = 1.0  # seconds between two readings of the members' logs
     type=click.IntRange(min=0),
     help="Members that share a pass, at most; 0: all.",
 )
+@click.option(
+    "--batch-members/--no-batch-members",
+    default=None,
+    help="Train members that have the same shapes as one; their figures then change by rounding. "
+    " [default: on a GPU]",
+)
 @place_options(
     "Members in so many groups that train at the same time: processes here, or where the other "
     "options say."
@@ -85,6 +91,7 @@ def command(
     precision,
     resident,
     at_once,
+    batch_members,
     resume,
     only_list,
     settings,
@@ -113,9 +120,8 @@ def command(
 
         plan, opened = read_study(study, settings), open_caches(cache)
         folder = runs / (name or plan.name)
-        how = AblateOptions(
-            device, precision, read_manifest(manifest) if manifest else None, resume, resident
-        )
+        labels = read_manifest(manifest) if manifest else None
+        how = AblateOptions(device, precision, labels, resume, resident, batch_members)
         engine, groups = _places(given, folder / "logs")
         if not only_list:
             say_cost(

@@ -91,7 +91,7 @@ def test_every_head_learns_and_predicts_there_what_it_does_on_the_cpu(case):
     for place in ("cpu", "cuda"):
         one = learner(case, place, clip_norm=1.0, ema=0.9)
         mine = clips.to(place)
-        assert np.isfinite(one.step(mine, targets.to(place)))
+        assert np.isfinite(float(one.step(mine, targets.to(place))))
         head = fresh(case).to(place).eval()
         with torch.no_grad():
             out = head(mine, want_maps=True)
@@ -113,7 +113,7 @@ def test_every_head_learns_there_in_mixed_precision(case, precision):
     loss = one.step(
         some_clips(dtype=torch.float32).to("cuda"), torch.tensor([0, 1, 5], device="cuda")
     )
-    assert np.isfinite(loss)
+    assert np.isfinite(float(loss))
     state = one.state()
     again = learner(case, "cuda", precision, optimiser="adam")
     again.load(state)

@@ -8,14 +8,16 @@ for reader, clips, where in shared_pass(store, requests):
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from heads.interface.clips import Clips, clips_of
+from heads.data.device_lane import DeviceLane, Sent, Tensors, as_float32
+from heads.interface.clips import Clips, clips_of, grid_field
+from pipeline.cache.fields import grid_at
 from pipeline.workers.memory import free_memory
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ SAMPLE = 1 << 30
 SMALL = 1 << 22
 # Batches that are prepared while one is used.
 AHEAD = 2
-
-Tensors = dict[str, Tensor]
+# "auto" loads fields where they take at most this share of the free memory.
+SHARE = 0.5
 
 
 class FeatureStore:
@@ -43,7 +45,7 @@ class FeatureStore:
         rows: row numbers of the group; repeats count once.
         resident: "gpu" and "ram" load the fields once, in the cache's dtype, into the memory of
             the device or of the machine. "disk" reads every batch, ahead of its use. "auto" takes
-            the first of these whose free memory is more than twice what the fields need.
+            the first of these where the fields take less than half of the free memory.
         where: the cache's path, for messages.
         device: where batches go.
 
@@ -65,6 +67,9 @@ class FeatureStore:
             raise ValueError(f"resident: expected one of {', '.join(RESIDENT)}, got {resident!r}")
         self.group, self.fields, self.where = group, tuple(fields), where
         self.device = torch.device(device)
+        self.lane = DeviceLane(self.device)
+        # The size of the maps that all rows have which were read so far; None: they differ.
+        self._one_grid: dict[str, tuple[int, int] | None] = {}
         if resident == "gpu" and self.device.type == "cpu":
             raise ValueError(
                 "resident gpu: the run computes on the CPU; pass --resident ram, or --device cuda"
@@ -79,6 +84,9 @@ class FeatureStore:
             self.row_bytes += math.prod(group.shape(name)) * group.dtype(name).itemsize
         self.bytes = len(rows) * self.row_bytes
 
+        self.free = free_memory()
+        if self.device.type == "cuda":
+            self.free_on_device = torch.cuda.mem_get_info(self.device)[0]
         self.resident = self._choose(resident)
         self.tensors: Tensors | None = None
         if self.resident == "disk":
@@ -92,9 +100,20 @@ class FeatureStore:
     def _choose(self, resident: str) -> str:
         if resident != "auto":
             return resident
-        if self.device.type == "cuda" and self.bytes < torch.cuda.mem_get_info(self.device)[0] / 2:
+        if self.device.type == "cuda" and self.bytes < SHARE * self.free_on_device:
             return "gpu"
-        return "ram" if self.bytes < free_memory() / 2 else "disk"
+        return "ram" if self.bytes < SHARE * self.free else "disk"
+
+    def describe(self) -> str:
+        """Say in one line where the fields are kept, and in how much free memory."""
+        size = f"{_size(self.bytes)} of features"
+        if self.resident == "gpu":
+            return f"{size} in the GPU's memory, of which {_size(self.free_on_device)} were free"
+        if self.resident == "ram":
+            place = f"{size} in this machine's memory, of which {_size(self.free)} were free"
+        else:
+            place = f"{size} on disk"
+        return f"{place}; batches are copied to the GPU ahead of their use"
 
     def _load(self, rows: np.ndarray) -> Tensors:
         device = self.device if self.resident == "gpu" else None
@@ -119,7 +138,25 @@ class FeatureStore:
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 self._require_finite(name, tensor, rows)
+            elif name == "grid" or name.startswith(grid_at("")):
+                self._note_grid(name, arrays[name])
         return tensors
+
+    def _note_grid(self, name: str, grid: np.ndarray) -> None:
+        """Note whether all rows have one size of maps; a GPU is not asked for it then."""
+        if not len(grid):
+            return
+        size = (int(grid[0, 0]), int(grid[0, 1]))
+        same = bool((grid == grid[0]).all()) and self._one_grid.get(name, size) == size
+        self._one_grid[name] = size if same else None
+
+    def one_grid(self, fields: Sequence[str]) -> tuple[int, int] | None:
+        """Return the size of the maps, if it is the same in all rows that were read so far.
+
+        Args:
+            fields: which a reader gets.
+        """
+        return self._one_grid.get(grid_field(fields))
 
     def _require_finite(self, name: str, tensor: Tensor, rows: np.ndarray) -> None:
         # The sum of finite values is finite unless it overflows, so values are rarely looked at
@@ -147,10 +184,13 @@ class FeatureStore:
         if self.tensors is None:
             return self._read(rows)
         positions = torch.from_numpy(self.position[rows])
-        batch = {}
-        for name, tensor in self.tensors.items():
-            batch[name] = tensor.index_select(0, positions.to(tensor.device))
-        return batch
+        if self.resident == "gpu":
+            return self._of_positions(positions.to(self.device))
+        return {name: self.lane.gather(table, positions) for name, table in self.tensors.items()}
+
+    def _of_positions(self, positions: Tensor) -> Tensors:
+        """Return rows of the loaded tensors; positions are on the tensors' device."""
+        return {name: table.index_select(0, positions) for name, table in self.tensors.items()}
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensors, slice]]:
         """Yield consecutive batches of rows, on the device.
@@ -169,30 +209,37 @@ class FeatureStore:
         for start in range(0, len(rows), size):
             slices.append(slice(start, min(start + size, len(rows))))
 
-        def prepare(part: slice) -> Tensors:
-            batch = self.batch(rows[part])
-            return {name: _to_device(tensor, self.device) for name, tensor in batch.items()}
-
-        small = self.resident == "ram" and size * self.row_bytes < SMALL
-        if self.resident == "gpu" or small:
+        if self.resident == "gpu":
+            # All row numbers cross at once: the host waits for no batch.
+            positions = self.lane.put(self.position[rows])
             for part in slices:
-                yield prepare(part), part
+                yield as_float32(self._of_positions(positions[part])), part
+            return
+
+        def prepare(part: slice) -> Sent:
+            return self.lane.send(self.batch(rows[part]))
+
+        if self.resident == "ram" and size * self.row_bytes < SMALL:
+            for part in slices:
+                yield prepare(part).receive(), part
             return
 
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(prepare, part) for part in slices[:AHEAD]]
             for k, part in enumerate(slices):
-                tensors = ahead.pop(0).result()
+                sent = ahead.pop(0).result()
                 if k + AHEAD < len(slices):
                     ahead.append(reader.submit(prepare, slices[k + AHEAD]))
-                yield tensors, part
+                yield sent.receive(), part
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device, as float32 if it is floating."""
-    # Move first: half precision sends half as many bytes over the bus.
-    tensor = tensor.to(device)
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _size(count: float) -> str:
+    """Write a number of bytes."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.3g} {units[0]}"
 
 
 @dataclass(frozen=True)
@@ -234,13 +281,13 @@ def shared_pass(
 
     # Where each reader's rows are among all rows.
     positions = [np.searchsorted(turns, request.turns) for request in requests]
-    cutters = [_BatchCutter(request) for request in requests]
+    cutters = [_BatchCutter(request, store) for request in requests]
     batches = store.batches(rows, max(request.batch for request in requests))
     try:
         for tensors, part in batches:
             for k, (cutter, position) in enumerate(zip(cutters, positions, strict=True)):
                 low, high = np.searchsorted(position, (part.start, part.stop))
-                for clips, own_part in cutter.take(tensors, position[low:high] - part.start):
+                for clips, own_part in cutter.take(tensors, position[low:high], part.start):
                     yield k, clips, own_part
         for k, cutter in enumerate(cutters):
             for clips, own_part in cutter.rest():
@@ -253,15 +300,23 @@ def shared_pass(
 class _BatchCutter:
     """Cut one reader's batches from a stream of batches that have other rows and sizes."""
 
-    def __init__(self, request: ReadRequest):
-        self.request = request
+    def __init__(self, request: ReadRequest, store: FeatureStore):
+        self.request, self.store = request, store
         self.given = 0
         self.kept: list[Tensors] = []
         self.size = 0
 
-    def take(self, tensors: Tensors, rows: np.ndarray) -> Iterator[tuple[Clips, slice]]:
-        """Add rows of a batch of the stream, and yield the batches that are full now."""
-        length = len(next(iter(tensors.values())))
+    def take(
+        self, tensors: Tensors, positions: np.ndarray, start: int
+    ) -> Iterator[tuple[Clips, slice]]:
+        """Add rows of a batch of the stream, and yield the batches that are full now.
+
+        Args:
+            tensors: the batch of the stream.
+            positions: where the reader's rows are in the stream.
+            start: where the batch starts in the stream.
+        """
+        length, rows = len(next(iter(tensors.values()))), positions - start
         batch = self.request.batch
         while len(rows):
             now = rows[: batch - self.size]
@@ -270,9 +325,9 @@ class _BatchCutter:
             if len(now) < length:
                 # A copy and not a slice: a slice may be aligned differently in memory, and then
                 # sums differ in the last bit.
-                index = torch.from_numpy(now)
+                index = self.store.lane.put(now)
                 for name, tensor in chosen.items():
-                    chosen[name] = tensor.index_select(0, index.to(tensor.device))
+                    chosen[name] = tensor.index_select(0, index)
             self.kept.append(chosen)
             self.size += len(now)
             if self.size == batch:
@@ -289,4 +344,5 @@ class _BatchCutter:
             joined = {}
             for name in self.request.fields:
                 joined[name] = torch.cat([piece[name] for piece in pieces])
-        yield clips_of(joined, dtype=None), part
+        clips = clips_of(joined, dtype=None)
+        yield replace(clips, one_grid=self.store.one_grid(self.request.fields)), part

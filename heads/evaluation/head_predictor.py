@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heads.config.recipe import Recipe
 from heads.data.feature_store import FeatureStore, ReadRequest, shared_pass
@@ -112,8 +112,9 @@ def predict_all(
         not affected.
     """
     count = len(predictors)
-    logits: list[list[np.ndarray]] = [[] for _ in range(count)]
-    stored: list[dict[str, list[np.ndarray]]] = [{} for _ in range(count)]
+    # Tensors of this process. Those that a GPU computes arrive later.
+    logits: list[list[Tensor]] = [[] for _ in range(count)]
+    stored: list[dict[str, list[Tensor]]] = [{} for _ in range(count)]
     errors: list[Exception | None] = [None] * count
     seconds = [0.0] * count
     waiting, asked = 0.0, time.monotonic()
@@ -132,13 +133,16 @@ def predict_all(
                     with autocast(store.device, predictors[k].precision):
                         out = predictors[k].head(clips)
                     # numpy has no bfloat16.
-                    logits[k].append(out.logits.float().cpu().numpy())
+                    logits[k].append(store.lane.fetch(out.logits.float()))
                     for name, tensor in out.stored.items():
-                        stored[k].setdefault(name, []).append(tensor.cpu().numpy())
+                        stored[k].setdefault(name, []).append(store.lane.fetch(tensor))
             except Exception as error:
                 errors[k] = error
             asked = time.monotonic()
             seconds[k] += asked - received
+        store.lane.wait()
+        # What was left to compute counts for each of them.
+        waiting += time.monotonic() - asked
 
     outcomes: list[Predictions | Exception] = []
     for k, predictor in enumerate(predictors):
@@ -151,12 +155,12 @@ def predict_all(
 
 def _join(
     predictor: HeadPredictor,
-    logits: list[np.ndarray],
-    stored: dict[str, list[np.ndarray]],
+    logits: list[Tensor],
+    stored: dict[str, list[Tensor]],
     seconds: float,
 ) -> "Predictions | LossNotFinite":
     """Join the batches of one head and compute its loss."""
-    table, part = np.concatenate(logits), predictor.part
+    table, part = _join_rows(logits), predictor.part
     rows, video = part.all_rows()
     if not np.isfinite(table).all():
         return LossNotFinite(
@@ -164,7 +168,7 @@ def _join(
             f"train.lr"
         )
     loss = loss_of_views(table, part, predictor.recipe)
-    arrays = {name: np.concatenate(batches) for name, batches in stored.items()}
+    arrays = {name: _join_rows(batches) for name, batches in stored.items()}
     return Predictions(table, rows, video, loss, seconds, arrays)
 
 
@@ -183,6 +187,10 @@ def loss_of_views(logits: np.ndarray, part: SplitViews, recipe: Recipe) -> float
         return math.nan
     targets = torch.from_numpy(part.targets[part.all_rows()[1]])
     return loss_of(recipe.data.target)(torch.from_numpy(logits), targets).item()
+
+
+def _join_rows(batches: Sequence[Tensor]) -> np.ndarray:
+    return np.concatenate([batch.numpy() for batch in batches])
 
 
 def compute_figures(

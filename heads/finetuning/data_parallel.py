@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from heads.interface.votes import votes_in
+from heads.training.loss_watch import Number
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class ProcessGroup:
         """
         return np.array_split(items, self.size)[self.rank]
 
-    def sum_gradients(self, value: float, parameters: Sequence[Tensor]) -> float:
+    def sum_gradients(self, value: Number, parameters: Sequence[Tensor]) -> Number:
         """Replace gradients by their sums over all processes.
 
+        Several processes wait for their devices here, at every mini-batch.
+
         Args:
-            value: a number to sum as well.
+            value: a loss to sum as well.
             parameters: tensors on one device. A parameter without a gradient in every process
                 keeps none.
 
@@ -67,7 +70,8 @@ class ProcessGroup:
         # the loss keeps its precision.
         device = parameters[0].device
         has_gradient = [float(p.grad is not None) for p in parameters]
-        counts = torch.tensor([*has_gradient, value], dtype=torch.float64, device=device)
+        counts = torch.tensor([*has_gradient, 0.0], dtype=torch.float64, device=device)
+        counts[-1] += value
         grads = []
         for parameter in parameters:
             grad = parameter.grad
@@ -79,12 +83,12 @@ class ProcessGroup:
         distributed.all_reduce(flat)
 
         pieces = flat.split([p.numel() for p in parameters])
-        *totals, value = counts.tolist()
+        *totals, total_value = counts.tolist()
         for parameter, grad, piece, total in zip(parameters, grads, pieces, totals, strict=True):
             # Without a gradient anywhere it stays None, so that the optimiser skips the weight.
             if total:
                 parameter.grad = grad.copy_(piece.view_as(grad))
-        return value
+        return total_value if device.type == "cpu" else counts[-1]
 
     def average_statistics(self, network: nn.Module) -> None:
         """Average the running statistics of the network's batch norms in training mode."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from heads.config.recipe import Recipe
+from heads.data.device_lane import DeviceLane
 from heads.data.splits import SplitViews
 from heads.evaluation.head_predictor import Predictions
 from heads.evaluation.view_check import check_view
@@ -100,20 +102,23 @@ class FramePredictor:
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         found = self.source.batches(split, [rows[batch] for batch in batches], 0)
         self.network.eval()
+        lane = DeviceLane(device)
+        arriving: list[tuple[str, np.ndarray, Tensor]] = []
         with autocast(device, self.precision):
             for batch, pieces in zip(batches, found, strict=True):
                 for clips, positions in pieces:
                     out = self.network(clips)
                     at = batch[positions]
                     for name, tensor in {"logits": out.logits.float(), **out.stored}.items():
-                        values = tensor.cpu().numpy()
-                        if name not in tables:
-                            shape = (len(rows), *values.shape[1:])
-                            # Rows of other processes stay 0, so that the sum puts the parts
-                            # together.
-                            tables[name] = np.zeros(shape, values.dtype)
-                        tables[name][at] = values
+                        arriving.append((name, at, lane.fetch(tensor)))
                     decoded[at] = 1
+        lane.wait()
+        for name, at, tensor in arriving:
+            values = tensor.numpy()
+            if name not in tables:
+                # Rows of other processes stay 0, so that the sum puts the parts together.
+                tables[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
+            tables[name][at] = values
 
         # A process without views has no tables: it learns their shapes from the others.
         shapes = {name: (table.shape, table.dtype.str) for name, table in tables.items()}

@@ -22,6 +22,7 @@ from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips, Dims
 from heads.interface.random_streams import INIT, reseed
 from heads.training.learner import Learner, in_parts
+from heads.training.loss_watch import Number
 from heads.zoo import build_head
 from pipeline.backbones import Backbone
 
@@ -156,7 +157,7 @@ class FramesLearner(Learner):
         super().__init__(network, training, data.target, steps, seed, options.precision, weights)
         self.processes = processes
 
-    def step_part(self, pieces: Sequence[tuple[Clips, Tensor]], whole: int) -> float:
+    def step_part(self, pieces: Sequence[tuple[Clips, Tensor]], whole: int) -> Number:
         """Take one step on a mini-batch.
 
         Args:
@@ -164,19 +165,32 @@ class FramesLearner(Learner):
             whole: the number of clips in the mini-batch of all processes.
 
         Returns:
-            The loss of the whole mini-batch.
+            The loss of the whole mini-batch. On a GPU a tensor, which nobody waits for.
+
+        Raises:
+            LossNotFinite: as `step` does.
         """
         optimiser, parameters = self.begin_step()
-        value = 0.0
+        value: Number = 0.0
         for clips, targets in pieces:
             for part, wanted in in_parts(clips, targets, self.training.accumulate):
                 value += self.backward(part, wanted, part.size / whole, parameters)
         value = self.processes.sum_gradients(value, parameters)
-        # Before the step, with which averaged weights take the module's buffers over.
-        self.processes.share_votes(self.head)
+        self.losses.settle(value, self.place)
         self.end_step(optimiser, parameters)
         self.processes.average_statistics(self.head)
         return value
+
+    def settle(self) -> None:
+        """Wait for what was trained, and share votes: before a checkpoint or an epoch's end.
+
+        All processes call it together.
+
+        Raises:
+            LossNotFinite: a loss since the last call is NaN or infinite.
+        """
+        self.losses.read()
+        self.processes.share_votes(self.head)
 
 
 def new_network(

@@ -18,6 +18,7 @@ from torch import Tensor
 from heads.config.recipe import Recipe
 from heads.config.recipe_tables import Phase
 from heads.data.classes import mirrored, swap_table
+from heads.data.device_lane import DeviceLane
 from heads.data.splits import SplitViews
 from heads.evaluation.head_predictor import Predictions, compute_figures, write_predictions
 from heads.finetuning.data_parallel import ProcessGroup
@@ -111,6 +112,7 @@ class FramesRun:
         network.train()
         self.learner = FramesLearner(network, training, data, steps, options, processes, weights)
         self.device = self.learner.device
+        self.lane = DeviceLane(self.device)
         self.swap = torch.from_numpy(swap_table(classes, data)).to(self.device)
 
         self.epochs_before = self.steps_before = 0
@@ -301,13 +303,22 @@ class FramesRun:
             # The epoch's end writes a checkpoint anyway.
             inside = self._epoch_steps < learner.steps_per_epoch
             if inside and self._epoch_steps % self.options.checkpoint_every == 0:
+                self._settle()
                 self.save()
             asked = time.monotonic()
         found.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the mini-batches so far, in all processes; LossNotFinite if one diverged."""
+        started = time.monotonic()
+        self.learner.settle()
+        self.partial["loss"] = float(self.partial["loss"])
+        self.partial["seconds"] += time.monotonic() - started
 
     def _targets(self, videos: np.ndarray, clips: Clips) -> Tensor:
         """The targets of these videos; mirrored views may have another label."""
-        target = torch.from_numpy(self.source.parts["train"].targets[videos]).to(self.device)
+        target = self.lane.put(self.source.parts["train"].targets[videos])
         return target if clips.flip is None else mirrored(target, clips.flip, self.swap)
 
     def _end_epoch(self, found: Mapping[str, float]) -> None:

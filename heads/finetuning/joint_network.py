@@ -22,7 +22,7 @@ from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import norms_in_evaluation
 from pipeline.backbones import Backbone, NonLocal
 from pipeline.cache.fields import FIELDS, LABELS, is_cut
-from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of
+from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of, graphs_of_tensors
 from pipeline.regions.roi_align import roi_align
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -223,21 +223,24 @@ class JointNetwork(nn.Module):
         if not which and not tracks:
             return {}
 
-        # Stage two's own code makes the graphs, from numpy arrays, so that they equal the cached
-        # ones.
-        arrays = {}
+        # Stage two's own code makes the graphs, where the network computes, so that they equal the
+        # cached ones.
+        given = {}
         for name in ("boxes", "valid", "nodes", "box_class"):
             tensor = getattr(clips, name)
             if tensor is not None:
-                arrays[name] = tensor.detach().cpu().numpy()
+                given[name] = tensor.detach()
 
-        tensors = {}
-        options = GraphOptions(tuple(which), self.neighbours, tracks)
-        for name, array in graphs_of(arrays, options).items():
-            tensor = torch.from_numpy(array).to(clips.boxes.device)
-            # Indices are stored in small integers, which torch cannot index with.
-            tensors[name] = tensor if tensor.is_floating_point() else tensor.long()
-        return tensors
+        found = graphs_of_tensors(given, GraphOptions(tuple(which), self.neighbours))
+        if tracks:
+            # Boxes are linked by scipy, on the CPU.
+            arrays = {name: tensor.cpu().numpy() for name, tensor in given.items()}
+            linked = graphs_of(arrays, GraphOptions((), self.neighbours, tracks=True))["track"]
+            found["track"] = torch.from_numpy(linked).to(clips.boxes.device)
+        for name, tensor in found.items():
+            # Indices are small integers, which torch cannot index with.
+            found[name] = tensor if tensor.is_floating_point() else tensor.long()
+        return found
 
     def checkpoint_activations(self) -> None:
         """Recompute activations of trained units in the backward pass instead of keeping them."""

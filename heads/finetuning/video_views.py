@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from heads.data.device_lane import DeviceLane
 from heads.data.splits import SplitViews
 from heads.finetuning.frame_training import Piece
 from heads.interface.clips import Clips
@@ -142,7 +143,7 @@ class VideoViews:
         if cache is not None:
             fields = cache[cache.groups[0]].fields
             self.cached_labels = tuple(name for name in LABELS if name in fields)
-        self.device = torch.device(device)
+        self.lane = DeviceLane(device)
         self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=RETRIES)
         # Enough tasks in the queue that no worker waits for the network.
         self.queued = max(1, 2 * workers)
@@ -291,8 +292,9 @@ class VideoViews:
         for name in boxes[0]:
             tensor = torch.from_numpy(np.stack([fields[name] for fields in boxes]))
             tensors[name] = tensor.long() if name in LABELS else tensor
-        clips = Clips(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
-        return clips, np.array(positions)
+        # Not as float32: frames are bytes, and boxes are what the cache holds.
+        there = {name: self.lane.put(tensor.numpy()) for name, tensor in tensors.items()}
+        return Clips(**there), np.array(positions)
 
 
 def _by_size(found: Sequence[DecodedView]) -> list[list[DecodedView]]:

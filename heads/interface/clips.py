@@ -42,6 +42,8 @@ class Clips:
         similar: [B,T,N,M], the M most similar other nodes, as flat indices t N + i.
         similarity: [B,T,N,M], their inner products.
         frames: uint8 [B,F,H,W,3], RGB, in fine-tuning runs only.
+        one_grid: (h, w), the row of `grid` that all views have, where that is known: to look at
+            `grid` on a GPU is to wait for it.
     """
 
     boxes: Tensor | None = None
@@ -59,6 +61,7 @@ class Clips:
     similar: Tensor | None = None
     similarity: Tensor | None = None
     frames: Tensor | None = None
+    one_grid: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -76,9 +79,20 @@ class Clips:
         found = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "maps" and value is not None:
+            if f.name not in _NO_FIELDS and value is not None:
                 found[f.name] = value
         return found | self.maps
+
+    def grid_sizes(self) -> list[tuple[int, int]]:
+        """Return the true sizes (h, w), in cells, that the maps of the batch have, each once.
+
+        It waits for a GPU unless `one_grid` is known.
+        """
+        if self.grid is None:
+            return []
+        if self.one_grid is not None:
+            return [self.one_grid]
+        return [(h, w) for h, w in torch.unique(self.grid, dim=0).tolist()]
 
     def get(self, name: str) -> Tensor:
         """Return the tensor of a field or cut.
@@ -122,7 +136,7 @@ class Clips:
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
             moved[name] = tensor
-        return clips_of(moved, dtype=None)
+        return replace(clips_of(moved, dtype=None), one_grid=self.one_grid)
 
     def without(self, *names: str) -> "Clips":
         """Return a copy without some fields.
@@ -137,7 +151,18 @@ class Clips:
         return replace(self, maps=maps, **dict.fromkeys(_FIELD_NAMES.intersection(names)))
 
 
-_FIELD_NAMES = {f.name for f in fields(Clips)} - {"maps"}
+_NO_FIELDS = {"maps", "one_grid"}
+_FIELD_NAMES = {f.name for f in fields(Clips)} - _NO_FIELDS
+
+
+def grid_field(names: Iterable[str]) -> str | None:
+    """Return which of some fields and cuts becomes `Clips.grid`; None for none of them."""
+    names = list(names)
+    cuts = list(filter(is_cut, names))
+    # A head reads one grid: with a single map, that map's own and not the last cut's.
+    if len(cuts) == 1 and grid_at(cuts[0]) in names:
+        return grid_at(cuts[0])
+    return "grid" if "grid" in names else None
 
 
 def clips_of(
@@ -156,15 +181,12 @@ def clips_of(
         ValueError: a name is neither a cut nor a field that heads read.
     """
     arrays = dict(arrays)
-    cuts = list(filter(is_cut, arrays))
-
-    # A head reads one grid: with a single map, that map's own and not the last cut's.
-    grids = {}
+    chosen = grid_field(arrays)
+    if chosen is not None:
+        arrays["grid"] = arrays[chosen]
     for name in list(arrays):
         if name.startswith(grid_at("")):
-            grids[name] = arrays.pop(name)
-    if len(cuts) == 1 and grid_at(cuts[0]) in grids:
-        arrays["grid"] = grids[grid_at(cuts[0])]
+            del arrays[name]
 
     plain: dict[str, Tensor] = {}
     maps: dict[str, Tensor] = {}

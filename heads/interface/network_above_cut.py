@@ -6,7 +6,6 @@ before the cut stays frozen: it ran once, during the extraction.
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
@@ -98,13 +97,13 @@ def smallest_frames(network: Backbone, cut: str, grid: tuple[int, int]) -> tuple
     return H, W
 
 
-def without_padding(head: str, fmap: Tensor, grid: Tensor | None) -> Tensor:
+def without_padding(head: str, fmap: Tensor, clips: Clips) -> Tensor:
     """Cut the padding off a map: a convolution would see it.
 
     Args:
         head: the head's name, for the message.
-        fmap: [B,T,C,h,w].
-        grid: [B,2], true (h, w) in cells; None if nothing is padding.
+        fmap: [B,T,C,h,w], a map of the batch.
+        clips: the batch; without `grid` nothing is padding.
 
     Returns:
         [B,T,C,h',w'] of the true size.
@@ -112,15 +111,15 @@ def without_padding(head: str, fmap: Tensor, grid: Tensor | None) -> Tensor:
     Raises:
         ValueError: the views of the batch have different grids.
     """
-    if grid is None:
+    sizes = clips.grid_sizes()
+    if not sizes:
         return fmap
-    sizes = torch.unique(grid, dim=0)
     if len(sizes) > 1:
         raise ValueError(
             f"head {head} runs a network on maps of one size, got {len(sizes)} sizes in a batch; "
             "evaluate with batches of 1, or extract test views of one square size"
         )
-    h, w = sizes[0].tolist()
+    h, w = sizes[0]
     return fmap[..., :h, :w]
 
 
@@ -161,7 +160,7 @@ class HeadAboveCut(nn.Module):
         Raises:
             ValueError: the views of the batch have different grids.
         """
-        x = without_padding(self.name, clips.get(self.cut), clips.grid).transpose(1, 2)
+        x = without_padding(self.name, clips.get(self.cut), clips).transpose(1, 2)
         x = self.network(x, start=self.cut).transpose(1, 2)  # [B,T,C',h',w']
         # Nothing of the new map is padding, so that it has no grid.
         return self.head(replace(clips, maps={self.network.last: x}, grid=None), want_maps)

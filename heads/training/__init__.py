@@ -11,6 +11,11 @@ This room may import from every room of `heads` but `finetuning`, `drawing`, `re
     head_builder  the heads of a run's phases, and their teachers
     learner       one head with its optimisers, schedule and progress
     optimisers    parameter groups, a second optimiser, averaged weights
+    loss_watch    losses that are not finite, without waiting for a GPU at every mini-batch
+    stacked_runs  which runs are trained as one
+    stacked_learner  several learners as one, for a pass over the cache
+    stacked_optimiser  SGD, Adam and AdamW with rates of their own for every member
+    stacked_dropout  the masks that each member would draw alone
     study         what the runs of a study share; results and failures
     ablate        all members of a study, here or on other machines
     estimates     check the members of a study, estimate their cost, group them

@@ -5,10 +5,12 @@
     print(outcome.table.text())
 
 A member computes what `train(recipe, cache, folder, seed=seed, order_seed=plan.order_seed)`
-computes. It depends neither on the other members nor on how members are spread over processes, as
-long as every process uses the same number of threads.
+computes, to rounding where members are trained as one (`heads.training.stacked_runs`). Elsewhere it
+depends neither on the other members nor on how members are spread over processes, as long as every
+process uses the same number of threads.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +41,7 @@ from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.plugins import given_files, take_over
+from pipeline.text.printable import visible
 from pipeline.workers.claims import ClaimWatch, read_claim
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
 from pipeline.workers.memory import keep_freed_memory
@@ -244,6 +247,8 @@ class _TrainGroup:
                 resume=options.resume,
                 resident=options.resident,
                 say=print_waiting,
+                batch_members=options.batch_members,
+                announce=_print_to_stderr,
             )
         except ValueError as error:
             return error
@@ -256,6 +261,10 @@ class _TrainGroup:
                 outcome = FailedRow(str(outcome.folder), member.seed, error, outcome.epochs)
             rows.append(outcome)
         return rows
+
+
+def _print_to_stderr(line: str) -> None:
+    sys.stderr.write(f"{visible(line)}\n")
 
 
 def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:

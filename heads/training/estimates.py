@@ -35,6 +35,7 @@ class AblateOptions:
 
     Attributes:
         device, precision, manifest, resume, resident: as for `heads.training.train.train`.
+        batch_members: as for `heads.training.train.run_members`.
     """
 
     device: str = "auto"
@@ -42,6 +43,7 @@ class AblateOptions:
     manifest: "Manifest | None" = None
     resume: bool = True
     resident: str = "auto"
+    batch_members: bool | None = None
 
 
 @dataclass(frozen=True)

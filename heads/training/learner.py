@@ -8,7 +8,7 @@ each mini-batch, so no generator state has to be saved.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
-from heads.interface.loss import LossNotFinite, loss_of
+from heads.interface.loss import loss_of
 from heads.interface.random_streams import DROPOUT, reseed
 from heads.interface.votes import votes_in
-from heads.training.optimisers import Optimisers, WeightAverage, parameters_of
+from heads.training.loss_watch import LossWatch, Number, Place
+from heads.training.optimisers import (
+    Optimisers,
+    WeightAverage,
+    load_into,
+    parameters_of,
+    state_of,
+)
 from pipeline.networks.precision import autocast
 
 if TYPE_CHECKING:
@@ -94,6 +101,7 @@ class Learner:
         self.precision, self.teachers = precision, teachers
         self.device = next(head.parameters()).device
         self.loss = loss_of(target, None if weights is None else weights.to(self.device))
+        self.losses = LossWatch(self.device)
         self.optimisers = Optimisers(head, training)
         self.average = WeightAverage(head, training.ema) if training.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -121,7 +129,12 @@ class Learner:
         """Return the context in which the head computes."""
         return autocast(self.device, self.precision)
 
-    def step(self, clips: Clips, targets: Tensor) -> float:
+    @property
+    def place(self) -> Place:
+        """The next mini-batch."""
+        return Place(self.progress.step + 1, self.progress.epoch + 1, self.lr)
+
+    def step(self, clips: Clips, targets: Tensor) -> Number:
         """Train on one mini-batch: forward, backward, update.
 
         Args:
@@ -129,15 +142,17 @@ class Learner:
             targets: class ids [B], or 0 and 1 [B,K].
 
         Returns:
-            The loss, with the auxiliary losses.
+            The loss, with the auxiliary losses. On a GPU a tensor, which nobody waits for.
 
         Raises:
-            LossNotFinite: the loss is NaN or infinite; raised before any update.
+            LossNotFinite: the loss is NaN or infinite; raised before any update. On a GPU
+                `losses.read()` raises it, and no weight has moved since that mini-batch.
         """
         optimiser, moved = self.begin_step()
-        value = 0.0
+        value: Number = 0.0
         for part, wanted in in_parts(clips, targets, self.training.accumulate):
             value += self.backward(part, wanted, part.size / len(targets), moved)
+        self.losses.settle(value, self.place)
         self.end_step(optimiser, moved)
         return value
 
@@ -167,13 +182,16 @@ class Learner:
                 # The limit is for true gradients, not for those that fp16 scales up.
                 self.scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
+            if self.losses.late and not self.scaler.is_enabled():
+                # Fused optimisers look at it on the device. The scaler brings its own.
+                optimiser.found_inf = self.losses.bad
             self.scaler.step(optimiser)
             self.scaler.update()
         self.progress.step += 1
         if self.average is not None:
             self.average.update()
 
-    def backward(self, clips: Clips, targets: Tensor, share: float, moved: list[Tensor]) -> float:
+    def backward(self, clips: Clips, targets: Tensor, share: float, moved: list[Tensor]) -> Number:
         """Add the gradients of a part of a mini-batch.
 
         Args:
@@ -186,31 +204,39 @@ class Learner:
             The loss, times `share`.
 
         Raises:
-            LossNotFinite: the loss is NaN or infinite.
+            LossNotFinite: the loss is NaN or infinite; on a CPU only.
         """
         with self.autocast():
             out = self._forward(clips)
-        # The loss in float32, whatever the head computes in: half precision may overflow.
-        loss = self.loss(out.logits.float(), targets)
-        extras = self._extra_losses(out)
-        for extra in extras.values():
-            loss = loss + extra
+        loss, extras = self.loss_in(out, targets)
         if share != 1:
             loss = loss * share
-
-        value = loss.item()
-        if not math.isfinite(value):
-            parts = "".join(f", {name} {extra.item():.3g}" for name, extra in extras.items())
-            raise LossNotFinite(
-                f"the loss is {value} at mini-batch {self.progress.step + 1} of epoch "
-                f"{self.progress.epoch + 1} (lr {self.lr:.3g}{parts}): lower train.lr, or set "
-                f"train.clip_norm; the last checkpoint is not affected"
-            )
+        value = self.losses.add(loss, extras, self.place)
 
         # With two optimisers, compute only the gradients that this mini-batch's one needs.
         inputs = moved if self.optimisers.second is not None else None
         self.scaler.scale(loss).backward(inputs=inputs)
         return value
+
+    def loss_in(self, out: HeadOutput, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of what the head returned for the next mini-batch.
+
+        Args:
+            out: what the head returned.
+            targets: class ids [B], or 0 and 1 [B,K].
+
+        Returns:
+            The loss [], and the auxiliary losses in it, by name.
+
+        Raises:
+            ValueError: the recipe weighs a loss that the head does not have.
+        """
+        # The loss in float32, whatever the head computes in: half precision may overflow.
+        loss = self.loss(out.logits.float(), targets)
+        extras = self._extra_losses(out)
+        for extra in extras.values():
+            loss = loss + extra
+        return loss, extras
 
     def _forward(self, clips: Clips) -> HeadOutput:
         if self.teachers is not None and self._before(self.training.distil.until):
@@ -311,7 +337,7 @@ class Learner:
 
         They are the moving average of the weights where the recipe asks for one.
         """
-        return self.head.state_dict() if self.average is None else self.average.state
+        return self.head.state_dict() if self.average is None else self.average.weights()
 
     def state(self) -> dict[str, Any]:
         """Return all that `load` needs, as tensors and plain values.
@@ -322,9 +348,9 @@ class Learner:
         state: dict[str, Any] = {"state": self.weights()}
         if self.average is not None:
             state["raw"] = self.head.state_dict()
-        state["optimiser"] = self.optimisers.first.state_dict()
+        state["optimiser"] = state_of(self.optimisers.first)
         if self.optimisers.second is not None:
-            state["alternate"] = self.optimisers.second.state_dict()
+            state["alternate"] = state_of(self.optimisers.second)
         state["scaler"] = self.scaler.state_dict()
         state["progress"] = asdict(self.progress)
         if self.training.schedule == "plateau":
@@ -351,9 +377,9 @@ class Learner:
         if self.average is not None:
             for name, tensor in state["state"].items():
                 self.average.state[name].copy_(tensor)
-        self.optimisers.first.load_state_dict(state["optimiser"])
+        load_into(self.optimisers.first, state["optimiser"])
         if self.optimisers.second is not None:
-            self.optimisers.second.load_state_dict(state["alternate"])
+            load_into(self.optimisers.second, state["alternate"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         for name, votes in votes_in(self.head).items():
@@ -378,4 +404,5 @@ def in_parts(clips: Clips, targets: Tensor, count: int) -> Iterator[tuple[Clips,
     for rows in torch.arange(len(targets)).tensor_split(min(count, len(targets))):
         first, last = int(rows[0]), int(rows[-1]) + 1
         part = {name: tensor[first:last] for name, tensor in clips.tensors().items()}
-        yield clips_of(part, dtype=None), targets[first:last]
+        cut = clips_of(part, dtype=None)
+        yield replace(cut, one_grid=clips.one_grid), targets[first:last]

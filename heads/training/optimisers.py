@@ -1,6 +1,7 @@
 """Build optimisers for a head: parameter groups with factors, and a second optimiser in turn."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,45 @@ class Optimisers:
             group["lr"] = lr * group["scale"]
 
 
+def state_of(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimiser's state for a checkpoint, the same whether it is fused or not."""
+    state = optimiser.state_dict()
+    groups = [{**group, "fused": None} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def load_into(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what `state_of` returned, on this device or another one.
+
+    Args:
+        optimiser: stays fused, or not, as it is.
+        state: of an optimiser of the same parameters.
+    """
+    fused = optimiser.param_groups[0]["fused"]
+    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    # Torch moves Adam's counts to where a fused optimiser needs them.
+    optimiser.load_state_dict({**state, "param_groups": groups})
+    _fill_momentum(optimiser)
+
+
+def _fill_momentum(optimiser: torch.optim.Optimizer) -> None:
+    """Start the momentum of a fused SGD at 0.
+
+    Torch's fused SGD cannot start the momentum of one weight later than that of another, and
+    starts from memory that nobody wrote where fp16's scaler skips the first step. From 0 the first
+    step is the same.
+    """
+    if not isinstance(optimiser, torch.optim.SGD):
+        return
+    for group in optimiser.param_groups:
+        if not (group["fused"] and group["momentum"]):
+            continue
+        for weight in group["params"]:
+            state = optimiser.state[weight]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+
+
 def parameters_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     """Return all parameters of an optimiser."""
     parameters = []
@@ -100,20 +140,38 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the head's present weights to the average."""
-        # Counters of integers cannot be averaged, and statistics follow the data by themselves.
-        learned = {name for name, _ in self.head.named_parameters()}
+        """Add the head's present weights to the average.
+
+        It waits for no device. Buffers are copied when somebody asks for the average: some heads
+        compute them then (see `heads.interface.votes`).
+        """
+        weights = self._learned()
+        averages = [self.state[name] for name in weights]
+        torch._foreach_lerp_(averages, list(weights.values()), 1 - self.decay)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Return the weights that are averaged, by name."""
+        learned = {}
+        for name, weight in self.head.named_parameters():
+            if weight.is_floating_point():
+                learned[name] = weight.detach()
+        return learned
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Return the average, with the head's present buffers; not copied."""
+        learned = self._learned()
         for name, tensor in self.head.state_dict().items():
-            if name in learned and tensor.is_floating_point():
-                self.state[name].lerp_(tensor, 1 - self.decay)
-            else:
+            if name not in learned:
                 self.state[name].copy_(tensor)
+        return self.state
 
     def swap(self) -> None:
         """Exchange the head's weights with the average; a second call undoes it."""
+        average = self.weights()
         # Copies, because load_state_dict overwrites the head's own tensors.
         weights = _copy_of(self.head)
-        self.head.load_state_dict(self.state)
+        self.head.load_state_dict(average)
         self.state = weights
 
 
@@ -180,10 +238,14 @@ def _norm_parameters(head: nn.Module) -> set[str]:
 def _new(
     name: str, groups: list[dict], lr: float, momentum: float, nesterov: bool
 ) -> torch.optim.Optimizer:
+    # One kernel for all weights. On a CPU it would round otherwise than torch's default.
+    fused = True if groups[0]["params"][0].device.type == "cuda" else None
     # Adam and AdamW have no momentum in this sense.
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov)
-    return OPTIMISERS[name](groups, lr)
+    if name != "sgd":
+        return OPTIMISERS[name](groups, lr, fused=fused)
+    optimiser = torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=fused)
+    _fill_momentum(optimiser)
+    return optimiser
 
 
 def _within(name: str, prefix: str) -> bool:

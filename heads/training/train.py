@@ -39,6 +39,7 @@ from heads.evaluation.head_predictor import HeadPredictor, Predictions, predict_
 from heads.interface.loss import device_for
 from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.training.few_views import print_few_views
+from heads.training.stacked_runs import Stacking
 from heads.training.study import SPLITS, Failure, Result, Study
 from heads.training.training_run import TrainingRun
 from pipeline.workers.waiting import PrintLine
@@ -131,6 +132,8 @@ def run_members(
     resident: str = "auto",
     say: PrintLine = print,
     tensorboard: bool = False,
+    batch_members: bool | None = None,
+    announce: PrintLine | None = None,
 ) -> list[Result | Failure]:
     """Train all members in shared passes over the cache.
 
@@ -140,6 +143,9 @@ def run_members(
         order_seed: fixes the order of the views for all members; None: each member's own seed,
             so that members of different seeds share no pass.
         device, precision, manifest, resume, resident, say, tensorboard: as for `train`.
+        batch_members: train members of the same shapes as one (`heads.training.stacked_runs`);
+            None: on a GPU. Their figures then equal those of `train` to rounding.
+        announce: prints the lines about all members, such as where features are kept; None: `say`.
 
     Returns:
         One outcome per member, in the order of `members`.
@@ -177,7 +183,8 @@ def run_members(
 
     print_excluded_clips(list(runs.values()), say)
     print_few_views(list(runs.values()), say)
-    trained = _train_all(list(runs.values()), study, resume, resident, tensorboard, say)
+    stacking = Stacking(study, batch_members, say if announce is None else announce)
+    trained = _train_all(list(runs.values()), study, resume, resident, tensorboard, stacking, say)
     outcomes.update(zip(runs, trained, strict=True))
     return [outcomes[number] for number in range(len(members))]
 
@@ -188,6 +195,7 @@ def _train_all(
     resume: bool,
     resident: str,
     tensorboard: bool,
+    stacking: Stacking,
     say: PrintLine,
 ) -> list[Result | Failure]:
     """Lock the folders, load the features, train and evaluate; every lock is released after."""
@@ -201,10 +209,12 @@ def _train_all(
 
         locked = [run for run in runs if run.error is None]
         stores = stores_for(locked, study, resident)
+        if study.device.type == "cuda" and "train" in stores:
+            stacking.say(f"split train: {stores['train'].describe()}")
         for run in locked:
             run.attempt(run.open, resume, tensorboard)
 
-        _fit(locked, stores)
+        _fit(locked, stores, stacking)
         return _finish(runs, stores)
 
 
@@ -247,7 +257,7 @@ def stores_for(runs: Sequence[TrainingRun], study: Study, resident: str) -> dict
     return stores
 
 
-def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> None:
+def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore], stacking: Stacking) -> None:
     """Train all runs to their end, epoch by epoch."""
     while True:
         active = [run for run in runs if run.active]
@@ -263,7 +273,7 @@ def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> None:
             by_order.setdefault(repr(run.order), []).append(run)
         waiting: dict[int, float] = {}
         for order in sorted(by_order):
-            seconds = train_one_epoch(by_order[order], stores["train"])
+            seconds = train_one_epoch(by_order[order], stores["train"], stacking)
             waiting |= {id(run): seconds for run in by_order[order]}
 
         current = [run for run in current if run.active]
@@ -273,7 +283,9 @@ def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> None:
                 run.attempt(run.end_epoch, waiting[id(run)], validated.get(id(run)))
 
 
-def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
+def train_one_epoch(
+    runs: Sequence[TrainingRun], store: FeatureStore, stacking: Stacking | None = None
+) -> float:
     """Pass once over the training views; give each run its mini-batches.
 
     A run stops early after the last mini-batch of its training. A run that raises drops out.
@@ -281,13 +293,15 @@ def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
     Args:
         runs: runs that draw the same views in the same order.
         store: the features of split `train`.
+        stacking: trains some of the runs as one; None: each by itself.
 
     Returns:
         Seconds of waiting for data.
     """
     waiting = 0.0
-    batches = shared_pass(store, [run.draw() for run in runs])
-    while any(run.active and not run.learner.done for run in runs):
+    units = list(runs) if stacking is None else stacking.units(runs)
+    batches = shared_pass(store, [unit.draw() for unit in units])
+    while any(unit.wants_more for unit in units):
         asked = time.monotonic()
         k, clips, rows = next(batches, (-1, None, None))
         received = time.monotonic()
@@ -295,12 +309,20 @@ def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
         if k < 0:
             break
 
-        run = runs[k]
-        if run.active and not run.learner.done:
-            run.attempt(run.learn, clips, rows)
-            run.stats.seconds += time.monotonic() - received
+        unit = units[k]
+        if unit.wants_more:
+            unit.attempt(unit.learn, clips, rows)
+            unit.spend(time.monotonic() - received)
     # Ends the reading thread: the runs may be done before the pass is.
     batches.close()
+
+    # A GPU computes what it was given until now: all share what is left of it.
+    well = [unit for unit in units if unit.error is None]
+    started = time.monotonic()
+    for unit in well:
+        unit.attempt(unit.end_pass)
+    for unit in well:
+        unit.spend((time.monotonic() - started) / len(well))
     return waiting
 
 

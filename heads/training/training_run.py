@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from heads.config.member import Member
 from heads.data.classes import mirrored, swap_table
+from heads.data.device_lane import DeviceLane
 from heads.data.feature_store import ReadRequest
 from heads.evaluation.head_predictor import (
     HeadPredictor,
@@ -42,6 +44,7 @@ from heads.runs.start_weights import (
 from heads.training.decisions import Decisions
 from heads.training.head_builder import HeadBuilder
 from heads.training.learner import Learner
+from heads.training.loss_watch import Number
 from heads.training.phase_start import previous_checkpoint, trained_teachers
 from heads.training.run_description import (
     cache_record,
@@ -59,12 +62,12 @@ class EpochStats:
     """What one epoch of one run cost.
 
     Attributes:
-        loss: mean loss over its clips.
+        loss: mean loss over its clips; while it goes on, the sum.
         seconds: its own steps and waiting for data.
         waiting: the part of `seconds` that was waiting for data.
     """
 
-    loss: float = 0.0
+    loss: Number = 0.0
     seconds: float = 0.0
     waiting: float = 0.0
 
@@ -286,9 +289,17 @@ class TrainingRun:
         labels = (data.labels, data.first_labels) if balanced else ()
         return self.order_seed, data.train_views, balanced, labels
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether the run takes another mini-batch."""
+        return self.active and not self.learner.done
+
     def draw(self) -> ReadRequest:
         """Draw the views of the next epoch."""
-        rows, self.video, turns = self.parts["train"].draw(self.order_seed, self.epochs)
+        part = self.parts["train"]
+        rows, video, turns = part.draw(self.order_seed, self.epochs)
+        # All targets of the epoch cross at once, so that no mini-batch waits for its own.
+        self.targets = DeviceLane(self.study.device).put(part.targets[video])
         self.stats, self.clips_seen = EpochStats(), 0
         self.lr = self.learner.lr
         self.learner.head.train()
@@ -301,12 +312,44 @@ class TrainingRun:
             clips: its B views.
             rows: where they are in the rows that were drawn.
         """
-        targets = torch.from_numpy(self.parts["train"].targets[self.video[rows]])
-        targets = targets.to(self.study.device)
-        if clips.flip is not None:
-            targets = mirrored(targets, clips.flip, self.swap)
-        self.stats.loss += self.learner.step(clips, targets) * len(targets)
-        self.clips_seen += len(targets)
+        targets = self.targets_of(clips, rows)
+        self.count(self.learner.step(clips, targets), len(targets))
+
+    def targets_of(self, clips: Clips, rows: slice) -> Tensor:
+        """Return the targets of a mini-batch, on the device.
+
+        Args:
+            clips: its B views; mirrored ones may have another label.
+            rows: where they are in the rows that were drawn.
+
+        Returns:
+            class ids [B], or 0 and 1 [B,K].
+        """
+        targets = self.targets[rows]
+        return targets if clips.flip is None else mirrored(targets, clips.flip, self.swap)
+
+    def count(self, loss: Number, clips: int) -> None:
+        """Count a mini-batch that was trained.
+
+        Args:
+            loss: the mean over its clips.
+            clips: how many there are.
+        """
+        self.stats.loss += loss * clips
+        self.clips_seen += clips
+
+    def spend(self, seconds: float) -> None:
+        """Count seconds of computing in this epoch."""
+        self.stats.seconds += seconds
+
+    def end_pass(self) -> None:
+        """Wait until the device has computed the epoch's mini-batches.
+
+        Raises:
+            LossNotFinite: the loss of one of them is NaN or infinite.
+        """
+        self.learner.losses.read()
+        self.stats.loss = float(self.stats.loss)
 
     def predictor(self, split: str) -> HeadPredictor:
         """Return what predicts a split with the present weights."""

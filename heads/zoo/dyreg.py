@@ -127,7 +127,7 @@ class DyRegHead(nn.Module):
         Raises:
             ValueError: the views of the batch have different grids.
         """
-        fmap = without_padding("dyreg", clips.get(self.cut), clips.grid)
+        fmap = without_padding("dyreg", clips.get(self.cut), clips)
         x = fmap.transpose(1, 2)  # [B,C,T,h,w]
         if self.detector:
             for module in self.dyregs:

@@ -139,7 +139,7 @@ class EANHead(nn.Module):
         if self.objects is not None:
             h, w = fmap.shape[-2:]
             # Tiles and E lie over the whole map, so none of it may be padding.
-            if clips.grid is not None and (clips.grid != clips.grid.new_tensor((h, w))).any():
+            if any(size != (h, w) for size in clips.grid_sizes()):
                 raise ValueError(
                     f"head ean takes views of one size, got maps of {h}×{w} cells of which some "
                     "are padding: extract square views"

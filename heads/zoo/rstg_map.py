@@ -112,7 +112,7 @@ class RSTGMap(nn.Module):
         Raises:
             ValueError: the views of the batch have different grids.
         """
-        fmap = without_padding("rstg_map", clips.get(self.cut), clips.grid)
+        fmap = without_padding("rstg_map", clips.get(self.cut), clips)
         x = fmap.transpose(1, 2)  # [B,C,T,h,w]
         modules = self._modules_by_point() if want_maps else {}
         for module in modules.values():

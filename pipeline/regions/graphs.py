@@ -37,6 +37,29 @@ def iou_graph(boxes: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.where(both, overlap, 0).astype(np.float32)
 
 
+def iou_of_tensors(boxes: Tensor, valid: Tensor) -> Tensor:
+    """Return what `iou_graph` returns, computed where the boxes are.
+
+    Args:
+        boxes: [...,T,N,4] xyxy, continuous coordinates.
+        valid: [...,T,N] bool.
+
+    Returns:
+        float32 [...,T-1,N,N], equal to that of `iou_graph` bit for bit on a CPU.
+    """
+    a, b = boxes[..., :-1, :, :], boxes[..., 1:, :, :]
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    sides = (high - low).clamp(min=0)  # [...,T-1,N,N,2]
+    intersection = sides[..., 0] * sides[..., 1]
+
+    extents = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    areas = extents[..., 0] * extents[..., 1]
+    union = areas[..., :-1, :, None] + areas[..., 1:, None, :] - intersection
+    both = valid[..., :-1, :, None] & valid[..., 1:, None, :]
+    return torch.where(both & (union > 0), intersection / union, 0).float()
+
+
 def inner_products(nodes: Tensor, valid: Tensor) -> Tensor:
     """Return the inner products of all pairs of nodes.
 
@@ -175,13 +198,40 @@ def graphs_of(
         graphs["track"] = np.stack(tracks)
     if "iou" in options.which:
         graphs["iou"] = iou_graph(tensors["boxes"], tensors["valid"])
-    if set(options.which) & {"nearest", "similar"}:
-        valid = torch.from_numpy(tensors["valid"]).to(device)
-        products = inner_products(torch.from_numpy(tensors["nodes"]).to(device), valid)
-        # `similar_nodes` overwrites the products, so it comes last.
-        if "nearest" in options.which:
-            graphs["nearest"] = nearest_nodes(products, valid).cpu().numpy()
-        if "similar" in options.which:
-            index, value = similar_nodes(products, valid, options.neighbours)
-            graphs |= {"similar": index.cpu().numpy(), "similarity": value.cpu().numpy()}
+    others = tuple(name for name in options.which if name != "iou")
+    if others:
+        there = {}
+        for name in ("valid", "nodes"):
+            there[name] = torch.from_numpy(tensors[name]).to(device)
+        found = graphs_of_tensors(there, GraphOptions(others, options.neighbours))
+        graphs |= {name: tensor.cpu().numpy() for name, tensor in found.items()}
+    return graphs
+
+
+def graphs_of_tensors(tensors: Mapping[str, Tensor], options: GraphOptions) -> dict[str, Tensor]:
+    """Compute the graphs of a batch of views where the tensors are.
+
+    Args:
+        tensors: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], those that NEEDS lists.
+        options: which graphs.
+
+    Returns:
+        Field -> tensor, see GRAPHS and the functions above.
+    """
+    valid = tensors["valid"]
+    graphs = {}
+    if "iou" in options.which:
+        graphs["iou"] = iou_of_tensors(tensors["boxes"], valid)
+    if set(options.which) == {"iou"}:
+        return graphs
+
+    # Half precision is too coarse to compare nodes with.
+    with torch.autocast(valid.device.type, enabled=False):
+        products = inner_products(tensors["nodes"], valid)
+    # `similar_nodes` overwrites the products, so it comes last.
+    if "nearest" in options.which:
+        graphs["nearest"] = nearest_nodes(products, valid)
+    if "similar" in options.which:
+        index, value = similar_nodes(products, valid, options.neighbours)
+        graphs |= {"similar": index, "similarity": value}
     return graphs

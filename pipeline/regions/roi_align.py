@@ -134,8 +134,9 @@ def _mean_of_cells(rows: Tensor, along_y: Tensor, along_x: Tensor, cells: Tensor
     steps, height, width, channels = rows.shape
     matrix = (along_y[..., :, None] * along_x[..., None, :]).flatten(2)
     table = rows.float()
-    # 0 * NaN is NaN: the padding must not reach the product.
-    if (cells != cells.new_tensor([height, width])).any():
+    # 0 * NaN is NaN: the padding must not reach the product. To ask a GPU whether there is any
+    # takes longer than to mask it.
+    if rows.device.type != "cpu" or (cells != cells.new_tensor([height, width])).any():
         inside_y = torch.arange(height, device=rows.device)[:, None] < cells[..., 0, None]
         inside_x = torch.arange(width, device=rows.device) < cells[..., 1, None]
         table = torch.where((inside_y & inside_x)[..., None], table, 0)
@@ -191,14 +192,20 @@ def _coverage(low: Tensor, high: Tensor, cells: Tensor, count: int) -> Tensor:
 
 
 def _true_cells(grid, batch: int, height: int, width: int, device) -> Tensor:
-    """Return the true (h, w) of each sample, long [B,2]; ValueError if outside the map."""
+    """Return the true (h, w) of each sample, long [B,2].
+
+    ValueError if it is outside the map. A GPU is not asked: there it is cut to the map's size.
+    """
     # Filled on the device: a tensor from the host would be waited for.
     full = torch.empty(2, dtype=torch.long, device=device)
     full[:1], full[1:] = height, width
     if grid is None:
         return full.expand(batch, 2)
     grid = torch.as_tensor(grid, device=device).long()
-    if grid.shape != (batch, 2) or (grid < 1).any() or (grid > full).any():
+    fits = grid.shape == (batch, 2)
+    if fits and grid.device.type != "cpu":
+        return grid.clamp(min=1).minimum(full)
+    if not fits or (grid < 1).any() or (grid > full).any():
         raise ValueError(
             f"RoIAlign: grid {grid.tolist()}: expected {batch} rows (h, w) from 1 to the map's "
             f"size ({height}, {width})"

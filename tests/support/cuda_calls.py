@@ -208,7 +208,9 @@ def factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
                 make.__name__, "h2d" if given else "launch", given, data.nbytes if given else 0
             )
         )
-        return wrap(data).requires_grad_(grad)
+        out = wrap(data)
+        # Only where it is asked for: torch.func refuses the call.
+        return out.requires_grad_() if grad else out
 
     return made
 
@@ -284,6 +286,18 @@ def load(*args, **kwargs) -> Any:
         )
     finally:
         DEVICE.saved.clear()
+
+
+def grouped(plain: Callable) -> Callable:
+    """Optimisers group tensors by device in C++, where those of the device are the CPU's."""
+
+    def group(lists: list, with_indices: bool = False) -> dict:
+        found = plain(lists, with_indices)
+        if not any(isinstance(x, CudaTensor) for one in lists for x in one):
+            return found
+        return {(HERE, dtype): tensors for (_, dtype), tensors in found.items()}
+
+    return group
 
 
 def _location(storage) -> str | None:

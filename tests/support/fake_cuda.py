@@ -174,6 +174,16 @@ def fake_cuda() -> Iterator[Device]:
         patch(torch, "save", calls.save)
         patch(torch, "load", calls.load)
         patch(torch, "clear_autocast_cache", _clear_autocast_cache)
+        patch(
+            torch.optim.Optimizer,
+            "_group_tensors_by_device_and_dtype",
+            staticmethod(calls.grouped(torch.optim.Optimizer._group_tensors_by_device_and_dtype)),
+        )
+        patch(
+            torch.nn.utils.clip_grad,
+            "_group_tensors_by_device_and_dtype",
+            calls.grouped(torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype),
+        )
         # With it optimisers take the same way as on CUDA: all weights in one operator.
         _foreach_supported_types.append(CudaTensor)
         stack.callback(_foreach_supported_types.remove, CudaTensor)

@@ -27,20 +27,33 @@ ANCHORS = ("centre", "grid")
 Pair = tuple[int, int]
 
 
-def anchor_points(anchors: str, grid: Pair) -> Tensor:
+def size_of(grid: Pair, like: Tensor) -> Tensor:
+    """Return (h, w) as a tensor [2] of another one's dtype, filled where that one is.
+
+    A copy from the host would be waited for.
+    """
+    size = like.new_empty(2)
+    size[:1], size[1:] = grid
+    return size
+
+
+def anchor_points(anchors: str, grid: Pair, device: torch.device | str = "cpu") -> Tensor:
     """Return the anchors p.
 
     Args:
         anchors: "centre" puts all at (h/2, w/2); "grid" at (h/6, w/6) times {1,3,5}, row by row.
         grid: (h, w).
+        device: where they are computed.
 
     Returns:
         float64 [N,2], (y, x) in cells.
     """
     h, w = grid
     if anchors == "centre":
-        return torch.tensor([[h / 2, w / 2]], dtype=torch.float64).expand(NODES, 2)
-    odd = torch.arange(1, 2 * SIDE, 2, dtype=torch.float64)
+        centre = torch.full((NODES, 2), h / 2, dtype=torch.float64, device=device)
+        centre[:, 1] = w / 2
+        return centre
+    odd = torch.arange(1, 2 * SIDE, 2, dtype=torch.float64, device=device)
     return torch.cartesian_prod(odd * h / (2 * SIDE), odd * w / (2 * SIDE))
 
 
@@ -55,7 +68,7 @@ def geometry(offsets: Tensor, anchors: Tensor, grid: Pair) -> tuple[Tensor, Tens
     Returns:
         Centres (y, x) and radii (half height, half width), both [..,N,2] in cells.
     """
-    size = offsets.new_tensor(grid)  # (h, w)
+    size = size_of(grid, offsets)  # (h, w)
     sizes, moves = offsets.split(2, -1)
     # Beyond o_h = 20 a kernel is flat anyway, and infinite radii would have no sum.
     radii = sizes.clamp_max(20).exp() * (size / (2 * SIDE) + 1) + 1

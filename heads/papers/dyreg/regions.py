@@ -52,6 +52,7 @@ from heads.papers.dyreg.kernels import (
     area_grid,
     geometry,
     kernels_of,
+    size_of,
 )
 
 REGIONS = (
@@ -137,10 +138,10 @@ class PredictedRegions(nn.Module):
         """Return the regions of x [B,T,C,h,w]; boxes and valid are not read."""
         offsets = full_precision(self.offsets(x))
         grid = tuple(x.shape[-2:])
-        anchors = anchor_points(self.anchors, grid).to(offsets.device)
+        anchors = anchor_points(self.anchors, grid, offsets.device)
         centres, radii = geometry(offsets, anchors, grid)
         if self.kind == "position_only":
-            radii = (radii.new_tensor(grid) / (2 * SIDE) + 1).expand_as(radii)
+            radii = (size_of(grid, radii) / (2 * SIDE) + 1).expand_as(radii)
         return Regions(kernels_of(centres, radii, grid, self.normalise), offsets, centres, radii)
 
 
@@ -229,8 +230,8 @@ class DetectorRegions(nn.Module):
         boxes = full_precision(torch.where(valid[..., None], boxes, 0))
 
         grid = tuple(x.shape[-2:])
-        size = boxes.new_tensor(grid)
-        low, high = boxes[..., [1, 0]], boxes[..., [3, 2]]  # (y, x)
+        size = size_of(grid, boxes)
+        low, high = boxes[..., :2].flip(-1), boxes[..., 2:].flip(-1)  # (y, x)
         centres = ((low + high) / 2 * size).clamp_min(0).minimum(size - 1)
         radii = ((high - low) / 2 * size).clamp_min(1)
         kernels = kernels_of(centres, radii, grid, self.normalise)

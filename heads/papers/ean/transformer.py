@@ -35,6 +35,8 @@ class RowNorm(nn.BatchNorm1d):
         Returns:
             The same shape; rows that do not count are 0.
         """
+        if valid is not None and x.device.type != "cpu":
+            return self._masked(x, valid)
         rows = x.flatten(0, -2) if valid is None else x[valid]
         if not len(rows):
             return torch.zeros_like(x)
@@ -55,6 +57,31 @@ class RowNorm(nn.BatchNorm1d):
             return y.view_as(x)
         # Autocast may give y another dtype than x.
         return torch.zeros_like(x, dtype=y.dtype).index_put((valid,), y)
+
+    def _masked(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Normalise without picking rows: how many count is known to the GPU alone."""
+        counts = valid[..., None]
+        number = valid.sum()
+        axes = tuple(range(x.dim() - 1))
+        wide = x.float()
+
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            rows = number.clamp(min=1)
+            own_mean = torch.where(counts, wide, 0).sum(axes) / rows
+            own_var = torch.where(counts, (wide - own_mean) ** 2, 0).sum(axes) / rows
+            enough = number > 1
+            with torch.no_grad():
+                moved = self.momentum * enough
+                unbiased = own_var * number / (number - 1).clamp(min=1)
+                mean.copy_(torch.lerp(mean, own_mean, moved.expand_as(mean)))
+                var.copy_(torch.lerp(var, unbiased, moved.expand_as(var)))
+            # Clones, as the next mini-batch changes the statistics before this one's backward pass.
+            mean = torch.where(enough, own_mean, mean.clone())
+            var = torch.where(enough, own_var, var.clone())
+
+        y = (wide - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        return torch.where(counts, y, 0).to(x.dtype)
 
 
 class TokenAttention(nn.Module):

@@ -188,7 +188,7 @@ class Structure(nn.Module):
                 alpha = alpha.float()
         alpha = alpha.unflatten(1, self.sizes)
         if self.training:
-            self.votes.cast(alpha.detach().argmax(-1).flatten(1).tolist())
+            self.votes.cast(alpha.detach().argmax(-1).flatten(1))
         return alpha
 
     @property

@@ -229,7 +229,10 @@ class NodeStem(nn.Module):
         grid = clips.grid
         # A cache without grids has no padding.
         if grid is None:
-            grid = torch.tensor(y.shape[2:4], device=y.device).expand(len(y), 2)
+            h, w = y.shape[2:4]
+            # Filled on the device: nothing is copied there.
+            grid = torch.full((len(y), 2), h, device=y.device)
+            grid[:, 1] = w
 
         x = self._nodes(y, clips.get("boxes"), valid, grid)
         cells = self._cells(grid, y)

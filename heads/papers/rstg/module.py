@@ -36,6 +36,14 @@ def _constants(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return pool.mT.contiguous(), remap_weights(size).mT.contiguous()
 
 
+@lru_cache(maxsize=32)
+def _constants_on(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return `_constants` on a device, which is waited for the first time only."""
+    with torch.inference_mode(False):
+        pool, back = _constants(size)
+        return pool.to(device), back.to(device)
+
+
 def pool_nodes(fmap: Tensor, grid: Tensor | None = None) -> Tensor:
     """Average a map over the cell of every node.
 
@@ -48,7 +56,7 @@ def pool_nodes(fmap: Tensor, grid: Tensor | None = None) -> Tensor:
     """
     size = (fmap.shape[-2], fmap.shape[-1])
     if grid is None:
-        pool = _constants(size)[0].to(fmap.device)
+        pool = _constants_on(size, fmap.device)[0]
     else:
         pool = pool_weights(grid, size).mT[:, None]
     # [B,T,C,P] @ [P,N] -> [B,T,C,N] -> [B,T,N,C]
@@ -66,7 +74,8 @@ def remap(v: Tensor, size: tuple[int, int]) -> Tensor:
         [B,T,C,h,w].
     """
     # [B,T,C,N] @ [N,P] -> [B,T,C,P] -> [B,T,C,h,w]
-    return (v.mT @ _constants(size)[1].to(v.device, v.dtype)).unflatten(-1, size)
+    back = _constants_on(size, v.device)[1]
+    return (v.mT @ back.to(v.dtype)).unflatten(-1, size)
 
 
 class NormedResidual(nn.Module):

@@ -341,7 +341,7 @@ def deciding(recipe_):
     def forward(clips, want_maps=False):
         out = plain(clips, want_maps)
         if net.head.training:
-            net.head.votes.cast([(0,)] * len(out.logits))
+            net.head.votes.cast(torch.zeros(len(out.logits), 1, dtype=torch.long))
         return replace(out, stored={"structure": out.logits.argmax(-1)[:, None, None]})
 
     net.head.forward = forward
