@@ -257,6 +257,11 @@ class Backbone(nn.Module):
             size = size_after(module, size)
         return size
 
+    def compile_units(self) -> None:
+        """Have `torch.compile` compile every unit, on its first call for every new shape."""
+        for _, module in self.units():
+            module.compile()
+
     def train(self, mode: bool = True) -> "Backbone":
         """Set the training mode; a frozen backbone stays in evaluation mode.
 
