@@ -18,7 +18,8 @@ HF_PIXELS = ("video_preprocessor_config.json", "preprocessor_config.json", "proc
 # What a folder's files say of where and by what they were saved, and not of what is computed.
 _ABOUT_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
-_DIGEST = "hf@"  # how records call a local folder
+# How records call a local folder. It is no plug-in, whose records end with "@SHA256".
+_DIGEST = "hf:sha256="
 
 
 def is_encoder(name: str) -> bool:
@@ -59,11 +60,6 @@ def without_folder(name: str) -> str:
         if path.is_file():
             digest.update(f"{file} {_content(path)}\n".encode())
     return f"{_DIGEST}{digest.hexdigest()}"
-
-
-def is_folder_record(name: str) -> bool:
-    """Return whether a name is what a record calls a local folder of transformers."""
-    return name.startswith(_DIGEST)
 
 
 def with_absolute_folder(name: str) -> str:

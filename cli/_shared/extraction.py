@@ -88,18 +88,19 @@ def network_options(function):
             "--keep",
             default="pooled,nodes,boxes",
             callback=commas,
-            help="Fields to store: pooled, nodes, boxes, cuts (res5).",
+            help="Fields to store: pooled, nodes, boxes, cuts (res5, last), tokens.",
         ),
         click.option(
             "--backbone",
             default="i3d_r50",
-            help="A file of pipeline/backbones, or the path of a plug-in's file, which is "
-            "executed.",
+            help="A file of pipeline/backbones, an encoder (timm:NAME, hf:REPOSITORY-OR-FOLDER, "
+            "torchvision:NAME), or the path of a plug-in's file, which is executed.",
         ),
         click.option(
             "--weights",
             default="imagenet",
-            help="Backbone weights: imagenet, none, or a checkpoint file.",
+            help="Backbone weights: imagenet (for an encoder pretrained, what its library fetches), "
+            "none, or a checkpoint file.",
         ),
         click.option(
             "--cut",
@@ -262,6 +263,7 @@ def config_for(given: dict, manifest):
 
 def config_of(given: dict):
     """Build the ExtractConfig that the options name."""
+    from pipeline.encoder_names import is_encoder
     from pipeline.plugins import given_name
     from pipeline.stages.config import ExtractConfig, with_settings
     from pipeline.views.sampling import Sampling
@@ -285,6 +287,9 @@ def config_of(given: dict):
         **{key: given[key] for key in CONFIG},
     )
     config = with_settings(config, given["settings"])
+    if is_encoder(config.backbone) and config.weights == "imagenet":
+        # The option's default, for which encoders have a word of their own.
+        config = replace(config, weights="pretrained")
     return replace(
         config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
     )

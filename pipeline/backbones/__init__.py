@@ -15,7 +15,7 @@ from pipeline.plugins import BACKBONE, display_name, is_known, known_names, load
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
-    from pipeline.backbones._base import Backbone
+    from pipeline.backbones._base import Backbone, HasTokens
     from pipeline.backbones._ean import EventAdaptiveBlock
     from pipeline.backbones._ean_kernels import fusion_matrix, kernel_sizes
     from pipeline.backbones._freezing import freeze
@@ -27,6 +27,7 @@ _HOMES = {
     "Backbone": "_base",
     "Conv": "_layers",
     "EventAdaptiveBlock": "_ean",
+    "HasTokens": "_base",
     "MaxPool": "_layers",
     "NonLocal": "_non_local",
     "freeze": "_freezing",
@@ -38,6 +39,7 @@ __all__ = [
     "Backbone",
     "Conv",
     "EventAdaptiveBlock",
+    "HasTokens",
     "MaxPool",
     "NonLocal",
     "backbone_names",

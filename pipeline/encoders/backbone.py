@@ -340,7 +340,9 @@ class EncoderBackbone(Backbone):
         layout, state = encoder.layout, state_of(output)
         if number < len(encoder.blocks):
             if encoder.reroll is not None:
-                rolled = model.get_submodule(encoder.reroll).reroll(state, number)
+                # Libraries number the blocks or stages in the order of their list.
+                place = int(encoder.blocks[number].rpartition(".")[2])
+                rolled = model.get_submodule(encoder.reroll).reroll(state, place)
                 layout, state = replace(layout, channels_last=True), rolled
         return layout.to_map(state, size)
 

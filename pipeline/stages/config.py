@@ -38,12 +38,13 @@ class ExtractConfig:
     """The options of stage one.
 
     Attributes:
-        backbone: a module of `pipeline.backbones`.
+        backbone: a module of `pipeline.backbones`, or an encoder (`pipeline.encoder_names`).
         backbone_options: keyword arguments of its `build`.
-        weights: "none", "imagenet", or the path of a checkpoint.
+        weights: "none", "imagenet" ("pretrained" for an encoder), or the path of a checkpoint.
         cut: the last cut, whose map is pooled and aligned; "" is the backbone's last stage.
         keep: the fields to store: "pooled", "nodes" (which adds boxes), "boxes" (which adds
-            "scores" and "valid"), and maps by their cuts, such as "res5" or "res4.3".
+            "scores" and "valid"), maps by their cuts, such as "res5" or "res4.3", and "tokens", an
+            encoder's class and register tokens.
         sampling: which frames and which crop each view has.
         proposals: a module of `pipeline.proposals`, the source of boxes.
         proposal_options: keyword arguments of its `build`.

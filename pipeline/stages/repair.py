@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.cache.records import read_statistics
 from pipeline.cache.shards import Shards
+from pipeline.encoder_names import is_encoder, library_and_model, with_absolute_folder
 from pipeline.files.atomic_files import Damaged, done_marker
 from pipeline.manifests.manifest import Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
@@ -167,11 +168,17 @@ def _with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
         options[key] = os.path.abspath(path)
 
     weights = config.weights if moved.weights is None else str(moved.weights)
+    backbone, folder = config.backbone, library_and_model(config.backbone)[1]
+    if is_encoder(backbone) and os.path.isabs(folder) and not os.path.isdir(folder):
+        # The folder of an encoder holds its weights, too.
+        if moved.weights is None or not os.path.isdir(weights):
+            _require_where_it_was("--weights", folder)
+        backbone = with_absolute_folder(f"hf:{weights}")
     _require_where_it_was("--weights", weights)
     for key, flag in FLAGS.items():
         if key in options:
             _require_where_it_was(flag, str(options[key]))
-    return replace(config, weights=weights, proposal_options=options)
+    return replace(config, backbone=backbone, weights=weights, proposal_options=options)
 
 
 def _require_where_it_was(flag: str, path: str) -> None:

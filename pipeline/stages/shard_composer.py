@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.records import read_statistics
 from pipeline.cache.shard_writer import GroupPlan, NotFinite, ShardWriter
+from pipeline.encoder_names import is_encoder, with_absolute_folder
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import Clip
 from pipeline.proposals import BoxesError
@@ -375,9 +376,11 @@ def _with_absolute_paths(asked: dict) -> dict:
         is_path = key == "file" or os.path.isfile(str(value))
         options[key] = os.path.abspath(value) if is_path else value
     weights = asked["weights"]
-    if os.path.isfile(weights):
+    # An encoder's weights may be a folder.
+    if os.path.isfile(weights) or (os.path.isdir(weights) and is_encoder(asked["backbone"])):
         weights = os.path.abspath(weights)
-    return {**asked, "weights": weights, "proposal_options": options}
+    backbone = with_absolute_folder(asked["backbone"])
+    return {**asked, "backbone": backbone, "weights": weights, "proposal_options": options}
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
