@@ -402,38 +402,3 @@ def test_a_real_model_has_the_map_of_its_paper(name):
         backbone = build_backbone(name)
     last = backbone.channels(), backbone.steps(frames), *backbone.grid("last", (side, side))
     assert last == shape
-
-
-# As published: configuration of transformers, frames, side, (C, T, h, w).
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-REAL_HF = {
-    "VideoMAE": ({}, 16, 224, (768, 8, 14, 14)),
-    "VJEPA2": ({**LARGE, "crop_size": 256}, 16, 256, (1024, 8, 16, 16)),
-    "Vivit": ({}, 32, 224, (768, 16, 14, 14)),
-    "Timesformer": ({}, 8, 224, (768, 8, 14, 14)),
-    "ViT": ({}, 4, 224, (768, 4, 14, 14)),
-    "Dinov2": ({**LARGE, "image_size": 518, "patch_size": 14}, 4, 224, (1024, 4, 16, 16)),
-    "DINOv3ViT": ({"num_register_tokens": 4}, 4, 224, (384, 4, 14, 14)),
-    "CLIPVision": ({"patch_size": 16}, 4, 224, (768, 4, 14, 14)),
-    "SiglipVision": ({}, 4, 224, (768, 4, 14, 14)),
-    "Hiera": ({}, 4, 224, (768, 4, 7, 7)),
-    "Swin": ({}, 4, 224, (768, 4, 7, 7)),
-    "ConvNext": ({}, 4, 224, (768, 4, 7, 7)),
-    "DINOv3ConvNext": ({}, 4, 224, (768, 4, 7, 7)),
-    "ResNet": ({}, 4, 224, (2048, 4, 7, 7)),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", REAL_HF)
-def test_a_real_configuration_has_the_map_of_its_paper(kind, tmp_path):
-    needs("transformers")
-    import transformers
-
-    options, frames, side, shape = REAL_HF[kind]
-    getattr(transformers, f"{kind}Config")(**options).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PIXELS))
-    with torch.device("meta"):
-        backbone = build_backbone(f"hf:{tmp_path}")
-    last = backbone.channels(), backbone.steps(frames), *backbone.grid("last", (side, side))
-    assert last == shape
