@@ -37,6 +37,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.encoder_names import is_encoder, without_folder
 from pipeline.files.regular_files import read_small
 from pipeline.text.printable import first_line, visible
 
@@ -105,6 +106,8 @@ _noted: dict[str, str] = {}  # checksum -> path, as records have it: for message
 
 def is_path(name: str) -> bool:
     """Whether a name of a head, backbone or source of boxes is the path of a file."""
+    if is_encoder(name):
+        return False
     return name.endswith(".py") or "/" in name or os.sep in name
 
 
@@ -122,10 +125,10 @@ def display_name(name: str) -> str:
 def without_file_name(name: str) -> str:
     """The part of a recorded name that says what is computed: its checksum; other names unchanged.
 
-    Fingerprints use it, so that a plug-in's file may be moved and renamed.
+    Fingerprints use it, so that a plug-in's file, or an encoder's folder, may be moved and renamed.
     """
     found = _RECORDED.fullmatch(name)
-    return f"plugin@{found['sha256']}" if found else name
+    return f"plugin@{found['sha256']}" if found else without_folder(name)
 
 
 def give_file(path: str | Path, beside: Path | None = None) -> str:
@@ -253,7 +256,7 @@ def known_names(kind: PluginKind) -> tuple[str, ...]:
 
 def is_known(kind: PluginKind, name: str) -> bool:
     """Whether `load_build` has something to load: false for a name that is nobody's."""
-    if is_path(name) or is_recorded(name):
+    if is_path(name) or is_recorded(name) or (kind is BACKBONE and is_encoder(name)):
         return True
     return name in own_names(kind) or name in _entry_points(kind.group)
 

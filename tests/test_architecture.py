@@ -16,22 +16,24 @@ PACKAGES = ("cli", "heads", "pipeline")
 # those that its row names. Rooms of `heads` may use all of `pipeline` but NEEDS_FRAMES.
 PIPELINE = {
     "lazy_names": set(),
+    "encoder_names": set(),
     "files": set(),
     "text": {"files"},
-    "plugins": {"files", "text"},
+    "plugins": {"encoder_names", "files", "text"},
     "networks": set(),
     "views": {"text"},
     "manifests": {"files", "text", "views"},
     "video": {"manifests", "text", "views"},
     "regions": set(),
-    "backbones": {"files", "networks", "plugins", "text"},
+    "backbones": {"encoder_names", "files", "networks", "plugins", "text"},
+    "encoders": {"encoder_names", "networks", "text", "backbones"},
     "box_files": {"files", "networks", "text"},
     "proposals": {"box_files", "files", "networks", "plugins", "regions", "text"},
     "workers": {"files", "text"},
     "cache": {"files", "manifests", "plugins", "workers"},
     "stages": {
         *("files", "text", "plugins", "views", "manifests", "video", "regions", "networks"),
-        *("backbones", "proposals", "workers", "cache"),
+        *("backbones", "proposals", "workers", "cache", "encoder_names"),
     },
     "export": {"files", "manifests", "video", "cache"},
     "digits": {"files", "manifests", "video", "backbones", "workers", "cache"},
@@ -71,6 +73,9 @@ ONE_PLACE = {
     "detectron2": {
         *("pipeline/proposals/detectron2.py", "pipeline/proposals/detectron2_detector.py"),
     },
+    "safetensors": {"pipeline/encoders/weights.py"},
+    "timm": {"pipeline/encoders/timm_models.py"},
+    "transformers": {"pipeline/encoders/hf_models.py"},
     "jinja2": {"heads/reporting/html_page.py"},
 }
 

@@ -105,18 +105,19 @@ def network_options(function):
             "--keep",
             default="pooled,nodes,boxes",
             callback=commas,
-            help="Fields to store: pooled, nodes, boxes, cuts (res5).",
+            help="Fields to store: pooled, nodes, boxes, cuts (res5, last), tokens.",
         ),
         click.option(
             "--backbone",
             default="i3d_r50",
-            help="A file of pipeline/backbones, or the path of a plug-in's file, which is "
-            "executed.",
+            help="A file of pipeline/backbones, an encoder (timm:NAME, hf:REPOSITORY-OR-FOLDER, "
+            "torchvision:NAME), or the path of a plug-in's file, which is executed.",
         ),
         click.option(
             "--weights",
             default="imagenet",
-            help="Backbone weights: imagenet, none, or a checkpoint file.",
+            help="Backbone weights: imagenet (for an encoder pretrained, what its library fetches), "
+            "none, or a checkpoint file.",
         ),
         click.option(
             "--cut",
@@ -304,6 +305,7 @@ def config_of(given: dict, fixed: dict | None = None):
     Raises:
         ValueError: a value is not allowed, or a file of --like CACHE is gone or has changed.
     """
+    from pipeline.encoder_names import is_encoder
     from pipeline.plugins import given_name
     from pipeline.proposals import with_underscores
     from pipeline.stages.config import with_settings
@@ -315,6 +317,9 @@ def config_of(given: dict, fixed: dict | None = None):
         named = given_names(given) | (fixed or {}).keys()
         config = _config_like(given, named)
     config = with_settings(config, given["settings"])
+    if is_encoder(config.backbone) and config.weights == "imagenet":
+        # The option's default, for which encoders have a word of their own.
+        config = replace(config, weights="pretrained")
     return replace(
         config,
         backbone=given_name(config.backbone),
@@ -373,10 +378,8 @@ def _config_like(given: dict, named: set[str]):
     # The options of one backbone, or of one source of boxes, mean nothing to another.
     if "backbone" in named and given_name(given["backbone"]) != config.backbone:
         config = replace(config, backbone_options={}, cut="", weights=given["weights"])
-    if (
-        "proposals" in named
-        and with_underscores(given_name(given["proposals"])) != config.proposals
-    ):
+    source = with_underscores(given_name(given["proposals"]))
+    if "proposals" in named and source != config.proposals:
         config = replace(config, proposal_options={})
 
     views = {key: given[key] for key in SAMPLING if key in named}

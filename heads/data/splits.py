@@ -413,7 +413,7 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
 
     keep = []
     for name in cache[cache.groups[0]].fields:
-        if is_cut(name) or name in ("pooled", "nodes", "boxes"):
+        if is_cut(name) or name in ("pooled", "tokens", "nodes", "boxes"):
             keep.append(name)
     for name in missing:
         # Extraction stores scores and valid together with boxes.

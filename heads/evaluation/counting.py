@@ -379,6 +379,9 @@ def _shape(name: str, dims: Dims) -> tuple[int, ...]:
         "N": dims.N,
         "C": dims.C,
         "4": 4,
+        # A class token per step.
+        "S": dims.T,
+        "P": 1,
         # The neighbours that stage two keeps by default, if there are as many nodes.
         "M": min(10, dims.T * dims.N - 1),
     }

@@ -18,6 +18,7 @@ from heads.runs import run_files
 from heads.zoo import head_names, head_options
 from pipeline.backbones import backbone_names
 from pipeline.cache.reader import Cache
+from pipeline.encoder_names import is_encoder
 from pipeline.plugins import HEAD, give_file, given_name, is_recorded, kind_of, load_build
 from pipeline.text.suggestions import nearest
 
@@ -55,7 +56,8 @@ def count_named(
         name = give_file(name)
     if given.get("backbone"):
         given["backbone"] = given_name(given["backbone"])
-    if name in backbone_names() or (is_recorded(name) and not _is_head(name)):
+    is_backbone = name in backbone_names() or is_encoder(name)
+    if is_backbone or (is_recorded(name) and not _is_head(name)):
         _refuse(name, "backbone", given, OF_BACKBONES, cache)
         return count_backbone(name, dict(settings), **given)
     is_head = name in head_names() or is_recorded(name)

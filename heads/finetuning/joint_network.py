@@ -169,7 +169,7 @@ class JointNetwork(nn.Module):
         """The cuts that are computed from the frames."""
         names = self._all_needs()
         cuts = list(filter(is_cut, names))
-        if "pooled" in names or "nodes" in names:
+        if {"pooled", "nodes", "tokens"} & set(names):
             cuts.append(self.cut)
         return tuple(dict.fromkeys(cuts))
 
@@ -199,10 +199,14 @@ class JointNetwork(nn.Module):
             The fields, in float32 or in autocast's dtype.
         """
         names = self._all_needs()
-        maps = self.backbone.maps(self.backbone.prepare(clips.get("frames")), self._cuts())
+        prepared, tokens = self.backbone.prepare(clips.get("frames")), None
+        if "tokens" in names:
+            maps, tokens = self.backbone.maps_with_tokens(prepared, self._cuts(), self.cut)
+        else:
+            maps = self.backbone.maps(prepared, self._cuts())
         # The backbone computes [B,C,T,h,w]; a cache stores [B,T,C,h,w].
         stored = {name: maps[name].transpose(1, 2) for name in filter(is_cut, names)}
-        found = replace(clips, frames=None, maps=stored)
+        found = replace(clips, frames=None, tokens=tokens, maps=stored)
         if "pooled" in names:
             found.pooled = maps[self.cut].float().mean((-2, -1)).transpose(1, 2)
         if "nodes" in names:
@@ -307,17 +311,20 @@ def first_unit(backbone: Backbone, train_from: str) -> int | None:
 
 
 def recompute_in_backward(module: nn.Module) -> None:
-    """Make a module, tensor -> tensor, keep only its input for the backward pass."""
+    """Make a module that returns a tensor keep only its input for the backward pass."""
     forward = module.forward
 
     def contexts() -> tuple:
         return nullcontext(), _no_statistics(module)
 
-    def checkpointed(x: Tensor) -> Tensor:
+    # A block of another library may take more than its input, such as positions.
+    def checkpointed(*inputs, **options) -> Tensor:
         if not torch.is_grad_enabled():
-            return forward(x)
+            return forward(*inputs, **options)
         # The reentrant form needs an input that requires a gradient, which frames do not.
-        return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
+        return checkpoint(
+            forward, *inputs, use_reentrant=False, context_fn=contexts, **options
+        )
 
     module.forward = checkpointed
 

@@ -34,6 +34,7 @@ class Clips:
         track: int64 [B,T,N], the object of the clip that each box is; -1 for none.
         nodes: [B,T,N,C], RoIAlign features of the boxes; invalid rows are 0.
         pooled: [B,T,C], the mean over the grid of the last cut.
+        tokens: [B,S,P,C], class and register tokens at the last cut; S is T or 1.
         maps: by cut, [B,T,C,h,w].
         grid: [B,2], the true height and width, in cells, of the one map that was read.
         flip: [B] bool, whether the view is mirrored.
@@ -53,6 +54,7 @@ class Clips:
     track: Tensor | None = None
     nodes: Tensor | None = None
     pooled: Tensor | None = None
+    tokens: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     grid: Tensor | None = None
     flip: Tensor | None = None

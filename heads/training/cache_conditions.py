@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from heads.config.study_file import StudyPlan
 from heads.config.study_keys import EXTRACT
 from pipeline.backbones import backbone_options
+from pipeline.plugins import without_file_name
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -46,6 +47,9 @@ def require_same_extraction(plan: StudyPlan, cache: "Cache") -> None:
         if key == "weights":
             continue
         found = _recorded(cache.config, key)
+        if key == "backbone":
+            # Records call files and folders by their content.
+            wanted = without_file_name(wanted)
         if found != wanted:
             raise ValueError(
                 f"{EXTRACT}.{key}: {cache.path} was made with {found!r}, the study asks for "

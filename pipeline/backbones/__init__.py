@@ -5,15 +5,17 @@ Files whose names start with "_" are shared code. Backbones of other packages an
 too (see `pipeline.plugins`). docs/adding_a_backbone.md shows how to add one.
 """
 
+import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from pipeline.encoder_names import is_encoder
 from pipeline.lazy_names import load_lazily
 from pipeline.plugins import BACKBONE, display_name, is_known, known_names, load_build, own_names
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
-    from pipeline.backbones._base import Backbone
+    from pipeline.backbones._base import Backbone, HasTokens
     from pipeline.backbones._ean import EventAdaptiveBlock
     from pipeline.backbones._ean_kernels import fusion_matrix, kernel_sizes
     from pipeline.backbones._freezing import freeze
@@ -25,6 +27,7 @@ _HOMES = {
     "Backbone": "_base",
     "Conv": "_layers",
     "EventAdaptiveBlock": "_ean",
+    "HasTokens": "_base",
     "MaxPool": "_layers",
     "NonLocal": "_non_local",
     "freeze": "_freezing",
@@ -36,6 +39,7 @@ __all__ = [
     "Backbone",
     "Conv",
     "EventAdaptiveBlock",
+    "HasTokens",
     "MaxPool",
     "NonLocal",
     "backbone_names",
@@ -69,6 +73,8 @@ def backbone_options(name: str) -> dict[str, Any]:
     """
     if not is_known(BACKBONE, name):
         raise ValueError(f"backbone {name!r} is not known: {nearest(name, backbone_names())}")
+    if is_encoder(name):
+        return _encoders().encoder_options(name)
     parameters = inspect.signature(load_build(BACKBONE, name)).parameters
     return {option: parameter.default for option, parameter in parameters.items()}
 
@@ -84,10 +90,11 @@ def build_backbone(
     """Build a backbone, in training mode, float32, on the CPU.
 
     Args:
-        name: a name of `backbone_names`, such as "i3d_r50", or that of a file (see
-            `pipeline.plugins.give_file`).
+        name: a name of `backbone_names`, such as "i3d_r50", that of a file (see
+            `pipeline.plugins.give_file`), or that of an encoder (see `pipeline.encoder_names`).
         weights: None or "none" for random weights, "imagenet" for torchvision's ResNet, which
-            torchvision fetches, or the path of a checkpoint.
+            torchvision fetches, or the path of a checkpoint. An encoder takes "pretrained" in
+            place of "imagenet".
         inflate: how a 2-D kernel fills the T taps of a 3-D one: "mean" (each gets 1/T) or "centre".
         fresh: prefixes of parameters that keep their random values, e.g. "non_local".
         **options: options of the backbone's own `build`.
@@ -109,6 +116,10 @@ def build_backbone(
             raise ValueError(
                 f"backbone {display_name(name)} needs the option {option!r}, which was not given"
             )
+    if is_encoder(name):
+        backbone = _encoders().build_encoder(name, weights, options)
+        backbone.options = {**known, **options}
+        return backbone
     backbone = load_build(BACKBONE, name)(**options)
 
     if name not in own_names(BACKBONE):
@@ -130,3 +141,8 @@ def build_backbone(
 
         checkpoints.load(backbone, weights, inflate=inflate, fresh=fresh)
     return backbone
+
+
+def _encoders() -> Any:
+    """The room of the encoders. It is built on this one, which therefore loads it by its name."""
+    return importlib.import_module("pipeline.encoders")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -257,6 +258,11 @@ class Backbone(nn.Module):
             size = size_after(module, size)
         return size
 
+    def compile_units(self) -> None:
+        """Have `torch.compile` compile every unit, on its first call for every new shape."""
+        for _, module in self.units():
+            module.compile()
+
     def train(self, mode: bool = True) -> "Backbone":
         """Set the training mode; a frozen backbone stays in evaluation mode.
 
@@ -377,3 +383,16 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"only what is above {kept} was kept: pass its map and start={kept}, or a later one"
             )
+
+
+@runtime_checkable
+class HasTokens(Protocol):
+    """A backbone that has class and register tokens beside its maps."""
+
+    def token_shape(self, frames: int, point: str | None = None) -> tuple[int, int, int]:
+        """Return (S, P, C) of the tokens at a cut, for clips of so many frames."""
+
+    def maps_with_tokens(
+        self, x: Tensor, cuts: Iterable[str], at: str
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute maps, and the tokens [B,S,P,C] at a cut, in one pass."""

@@ -64,8 +64,7 @@ def freeze(
         torch._dynamo.config.recompile_limit = max(
             SHAPES * units, torch._dynamo.config.recompile_limit
         )
-        for _, module in frozen.units():
-            module.compile()
+        frozen.compile_units()
     return frozen
 
 

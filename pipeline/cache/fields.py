@@ -8,6 +8,8 @@ Axes are named by letters:
     N   boxes per step
     C   channels
     h w height and width of a map, in cells
+    S   steps that have class and register tokens of their own: T, or 1 for a whole view
+    P   class and register tokens
     M   neighbours kept per node
 
 R is the first axis of every stored dataset, and no `dims` names it.
@@ -71,6 +73,7 @@ _ROWS = (
         "true height and width of the last cut's map, in cells; the rest is padding",
     ),
     Field("pooled", ("T", "C"), "feature", "mean over the grid of the last cut"),
+    Field("tokens", ("S", "P", "C"), "feature", "class and register tokens at the last cut"),
     Field(
         "boxes",
         ("T", "N", "4"),
@@ -114,7 +117,9 @@ LABELS = ("box_class", "track")
 # These datasets say which rows a group has. Every row has them, whether its clip failed or not.
 ROW_KEYS = ("clip", "view", "ok")
 
-_CUT = re.compile(r"^(stem|res[2-5]|conv[1-9]|layer[1-4]|reduced)(\.\d+)?$")
+_CUT = re.compile(
+    r"^(stem|res[2-5]|conv[1-9]|layer\d{1,3}|stage\d{1,3}|last|reduced)(\.\d+)?$", re.ASCII
+)
 
 
 def is_cut(name: str) -> bool:

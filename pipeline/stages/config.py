@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.fields import FIELDS, LABELS, field_of, is_cut
+from pipeline.encoder_names import is_encoder, with_absolute_folder
 from pipeline.plugins import without_file_name
 from pipeline.video.orientation import PIXEL_ASPECTS
 from pipeline.video.view_pixels import ClipOpener
@@ -44,12 +45,13 @@ class ExtractConfig:
     """The options of stage one.
 
     Attributes:
-        backbone: a module of `pipeline.backbones`.
+        backbone: a module of `pipeline.backbones`, or an encoder (`pipeline.encoder_names`).
         backbone_options: keyword arguments of its `build`.
-        weights: "none", "imagenet", or the path of a checkpoint.
+        weights: "none", "imagenet" ("pretrained" for an encoder), or the path of a checkpoint.
         cut: the last cut, whose map is pooled and aligned; "" is the backbone's last stage.
         keep: the fields to store: "pooled", "nodes" (which adds boxes), "boxes" (which adds
-            "scores" and "valid"), and maps by their cuts, such as "res5" or "res4.3".
+            "scores" and "valid"), maps by their cuts, such as "res5" or "res4.3", and "tokens", an
+            encoder's class and register tokens.
         sampling: which frames and which crop each view has.
         proposals: a module of `pipeline.proposals`, the source of boxes.
         proposal_options: keyword arguments of its `build`.
@@ -204,8 +206,11 @@ class ExtractConfig:
             is_path = key == "file" or os.path.isfile(str(value))
             options[key] = os.path.abspath(value) if is_path else value
         record["proposal_options"] = options
-        if os.path.isfile(self.weights):
+        # An encoder's weights may be a folder.
+        is_folder = os.path.isdir(self.weights) and is_encoder(self.backbone)
+        if is_folder or os.path.isfile(self.weights):
             record["weights"] = os.path.abspath(self.weights)
+        record["backbone"] = with_absolute_folder(self.backbone)
         return record
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.backbones import Backbone, build_backbone, freeze
+from pipeline.backbones import Backbone, HasTokens, build_backbone, freeze
 from pipeline.cache.fields import FIELDS, LABELS, grid_at
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Clip
@@ -216,6 +216,8 @@ class StoredShapes:
             **dict.fromkeys(LABELS, (steps, boxes)),
             "nodes": (steps, boxes, channels),
         }
+        if "tokens" in self.config.keep:
+            known["tokens"] = self._token_shape()
         shapes = {
             "frames": (frames,),
             "crop": (6,),
@@ -231,6 +233,16 @@ class StoredShapes:
                 step = self.backbone.steps(frames, name)
                 shapes[name] = (step, self.backbone.channels(name), *self.backbone.grid(name, size))
         return shapes
+
+
+    def _token_shape(self) -> tuple[int, int, int]:
+        """(S, P, C) of the field `tokens`; ValueError for a backbone without such tokens."""
+        if not isinstance(self.backbone, HasTokens):
+            raise ValueError(
+                f"--keep tokens: {self.config.backbone} has no class or register tokens: leave "
+                f"tokens out"
+            )
+        return self.backbone.token_shape(self.config.sampling.frames, self.cut)
 
 
 class FrozenNetworks(StoredShapes):
@@ -317,8 +329,8 @@ class FrozenNetworks(StoredShapes):
             size: their (height, width) in pixels.
 
         Returns:
-            "pooled" [B,T,C], "nodes" [B,T,N,C], a map [B,T,C,h,w] for each cut, as far as the
-            config keeps them, and the boxes, in the dtypes that are stored.
+            "pooled" [B,T,C], "nodes" [B,T,N,C], "tokens" [B,S,P,C], a map [B,T,C,h,w] for each
+            cut, as far as the config keeps them, and the boxes, in the dtypes that are stored.
         """
         frames = [row.pixels for row in rows]
         pixels = self.transfers.rows(frames, (self.config.sampling.frames, *size, 3))
@@ -327,11 +339,18 @@ class FrozenNetworks(StoredShapes):
         watch.mark()
 
         cuts = tuple(dict.fromkeys((*self.config.cuts, self.cut)))
-        maps = self.backbone.maps(self.backbone.prepare(pixels), cuts=cuts)
+        prepared = self.backbone.prepare(pixels)
+        tokens = None
+        if "tokens" in self.config.keep:
+            maps, tokens = self.backbone.maps_with_tokens(prepared, cuts, self.cut)
+        else:
+            maps = self.backbone.maps(prepared, cuts=cuts)
         last = maps[self.cut]  # [B,C,T,h,w]
         out = {cut: maps[cut].permute(0, 2, 1, 3, 4) for cut in self.config.cuts}
         if "pooled" in self.config.keep:
             out["pooled"] = last.float().mean((-2, -1)).transpose(1, 2)
+        if tokens is not None:
+            out["tokens"] = tokens
 
         boxes = self._boxes_of(rows, proposed)
         if "nodes" in self.config.keep:

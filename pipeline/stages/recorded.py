@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.cache.asked import extraction_record
 from pipeline.cache.reader import Cache, CacheError
+from pipeline.encoder_names import is_encoder, library_and_model, with_absolute_folder
 from pipeline.files.atomic_files import sha256_of
 from pipeline.stages.config import ExtractConfig
 
@@ -84,9 +85,19 @@ def with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
         options[key] = os.path.abspath(path)
 
     weights = config.weights if moved.weights is None else str(moved.weights)
-    config = replace(config, weights=weights, proposal_options=options)
+    backbone = config.backbone
+    # The folder of an encoder holds its weights, too.
+    if _is_gone_encoder(backbone) and moved.weights is not None and os.path.isdir(weights):
+        backbone = with_absolute_folder(f"hf:{weights}")
+    config = replace(config, backbone=backbone, weights=weights, proposal_options=options)
     require_files(config)
     return config
+
+
+def _is_gone_encoder(backbone: str) -> bool:
+    """Whether a backbone is an encoder in a folder that is not there."""
+    folder = library_and_model(backbone)[1] if is_encoder(backbone) else ""
+    return os.path.isabs(folder) and not os.path.isdir(folder)
 
 
 def require_files(config: ExtractConfig) -> None:
@@ -98,6 +109,8 @@ def require_files(config: ExtractConfig) -> None:
     Raises:
         ValueError: a file is gone. The message names the option that says where it is now.
     """
+    if _is_gone_encoder(config.backbone):
+        _require_where_it_was("--weights", library_and_model(config.backbone)[1])
     _require_where_it_was("--weights", config.weights)
     for key, flag in FLAGS.items():
         if key in config.proposal_options:
@@ -131,9 +144,17 @@ def require_same_files(
     """
     if "--weights" not in replaced and os.path.isabs(config.weights):
         _require_where_it_was("--weights", config.weights)
-        found = sha256_of(Path(config.weights))
+        # An encoder's weights may be a folder, which is compared by what it loads.
+        found = sha256_of(Path(config.weights)) if os.path.isfile(config.weights) else ""
         if found != computed["weights"] and _loaded_sha256(config) != computed["weights"]:
             raise _other_file("--weights", config.weights, where)
+
+    if "--weights" not in replaced and is_encoder(config.backbone):
+        folder = library_and_model(config.backbone)[1]
+        if os.path.isabs(folder):
+            _require_where_it_was("--weights", folder)
+            if _loaded_sha256(config) != computed["weights"]:
+                raise _other_file("--weights", folder, where)
 
     wanted = computed.get("proposal_options", {})
     for key, flag in FLAGS.items():

@@ -272,6 +272,14 @@ TABLES = (
         trained=STH,
         how="`vidgraph show` on a run of `ean` that was trained from frames",
     ),
+    # --- the attentive probe of encoders
+    PaperTable(
+        "attentive",
+        "V-JEPA 2, probes",
+        "a frozen encoder's classes by 20 attentive probes",
+        trained=STH,
+        phrase="V-JEPA 2",
+    ),
     # --- this project's own
     PaperTable(
         "demo",

@@ -74,6 +74,8 @@ SIZES: dict[tuple[str, str], tuple[Dims, int, dict]] = {
         STH,
         {"backbone": "ean_r50", "cut": "res4.5"},
     ),
+    ("attentive", "V-JEPA 2, ViT-L"): (Dims(8, maps={"last": (1024, 16, 16)}), STH, {}),
+    ("attentive", "regions of ViT-L"): (Dims(8, 10, 1024), STH, {"reads": "nodes"}),
 }
 
 

@@ -34,8 +34,9 @@ WIDTHS = {
     "dyreg": {"width": 16, "offset_width": 8},
     "ean": {"width": 64},
     "strg": {"width": 32},
+    "attentive": {"depth": 2, "width": 8, "heads": 2},
 }
-SAME_IN_BOTH_VARIANTS = {"pool", "roi_pool", "global_roi_pool", "mean_lstm", "conv_lstm", "strg"}
+SAME_IN_BOTH_VARIANTS = {"pool", "roi_pool", "global_roi_pool", "mean_lstm", "conv_lstm", "strg", "attentive"}
 # What is tested: every head by its name, its released variant where that differs, and what reads
 # other fields or lives inside a backbone.
 CASES: dict[str, tuple[str, dict]] = {
@@ -54,6 +55,8 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
     "dyreg at boxes": ("dyreg", {"regions": "detector"}),
     "ean at boxes": ("ean", {"regions": "boxes"}),
+    "attentive at boxes": ("attentive", {"reads": "nodes"}),
+    "attentive at both": ("attentive", {"reads": "both", "cut": "res5", "queries": 2}),
 }
 # Those with a weight for every node, or a kernel in time without padding: they refuse other sizes
 # in words.
@@ -193,7 +196,7 @@ def test_every_option_has_a_default_that_builds_and_the_docstring_names_it(name)
 @pytest.mark.parametrize("name", [*head_names(), "_single"])
 def test_the_file_opens_with_its_paper_equations_shapes_and_where_it_differs(name):
     text = " ".join(importlib.import_module(f"heads.zoo.{name}").__doc__.split())
-    assert re.search(r"\b(ECCV 2018|CVPR 2020|NeurIPS 2019|NeurIPS 2021|IJCV 2022)\b", text)
+    assert re.search(r"\b(ECCV 2018|CVPR 2020|NeurIPS 2019|NeurIPS 2021|IJCV 2022|TMLR 2024)\b", text)
     assert re.search(r"\w = \S", text)
     assert re.search(r"\[B,[^]]*\]", text)
     assert "Differs from the paper" in text
