@@ -39,8 +39,8 @@ these cases: what is printed, the exit code, what the cache holds. It also lists
 Large answers of decode processes come through shared memory without a name (`arena`), so that no
 death leaves any of it behind.
 
-Other modules: `cores`, `gpus` and `memory` say what a process may use of its machine. `pool_process`
-and `pool_worker` are the two sides of a decode process. `module_path` keeps imports from the
+Other modules: `cores`, `gpus` and `memory` say what a process may use of its machine. A decode
+process has two sides, `pool_process` and `pool_worker`. `module_path` keeps imports from the
 working folder out. `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker` make Dask's processes
 private.
 """
