@@ -11,6 +11,8 @@ from pathlib import Path
 
 from cli._shared.say import say
 
+ON_GPU = {"precision": "bf16", "frame_resize": "device"}
+ON_CPU = {"precision": "fp32", "frame_resize": "pil"}
 # Options of sbatch that ask for GPUs.
 _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 
@@ -24,20 +26,20 @@ def settle(given: dict) -> dict:
     Returns:
         The options with both.
     """
-    asked = {name: given.get(name) for name in ("precision", "frame_resize")}
-    if all(asked.values()):
+    precision, resize = given.get("precision"), given.get("frame_resize")
+    if precision and resize:
         return given
     found = _of_cache(given.get("cache"))
     if not found:
         device, why = _device_of_run(given)
-        on_gpu = device == "cuda"
-        found = {
-            "precision": "bf16" if on_gpu else "fp32",
-            "frame_resize": "device" if on_gpu else "pil",
-        }
-        if asked["precision"] is None:
+        found = ON_GPU if device == "cuda" else ON_CPU
+        if precision is None:
             say(f"precision {found['precision']} (--precision), {why}", err=True)
-    return {**given, **{name: value or found[name] for name, value in asked.items()}}
+    return {
+        **given,
+        "precision": precision or found["precision"],
+        "frame_resize": resize or found["frame_resize"],
+    }
 
 
 def _of_cache(cache: Path | None) -> dict[str, str]:

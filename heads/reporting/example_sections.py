@@ -50,7 +50,10 @@ class _Side:
     def says(self, k: int) -> str:
         """What the group says of video k: its class and score, and the score of the label."""
         guess = self._guess(k)
-        scores = [float(one.best[k]) for one in self.predictions if int(one.guess[k]) == guess]
+        scores = []
+        for one in self.predictions:
+            if int(one.guess[k]) == guess:
+                scores.append(float(one.best[k]))
         text = f"{self.name}: {self.classes[guess]}, score {np.mean(scores):.2f}"
         if guess != int(self.targets[k]):
             text += f" (the label has {self.sure[k]:.2f})"

@@ -162,7 +162,10 @@ def _in_order(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
         # A row without figures of it comes last, wherever the other split would put it.
         members.sort(key=lambda group: (-_main_value(group, chooser), -_main_value(group, split)))
     sets.sort(key=lambda members: (-len(members), -_main_value(members[0], split)))
-    return [group for members in sets for group in members]
+    ordered: list[RunGroup] = []
+    for members in sets:
+        ordered += members
+    return ordered
 
 
 def sorting_split(members: Sequence[RunGroup], split: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache.fields import GROUPS
+from pipeline.cache.fields import GROUPS, is_cut
 from pipeline.cache.folder import CacheError
 from pipeline.cache.reader import Cache, Group
 from pipeline.manifests.manifest import Clip, Manifest
@@ -227,8 +227,10 @@ class JoinedGroup:
         """The shape of a field; maps have the size of the widest cache."""
         shapes = [part.shape(field) for part in self.parts]
         dtypes = {part.dtype(field) for part in self.parts}
-        # A map [T,C,h,w] is padded; everything else must agree.
-        fixed = {shape[:2] if len(shape) == 4 and field != "boxes" else shape for shape in shapes}
+        fixed = set(shapes)
+        if is_cut(field):
+            # A map [T,C,h,w] is padded; everything else must agree.
+            fixed = {shape[:2] for shape in shapes}
         if len(fixed) > 1 or len(dtypes) > 1:
             listed = ", ".join([f"{part.cache.path} {part.shape(field)}" for part in self.parts])
             raise CacheError(
@@ -241,12 +243,20 @@ class JoinedGroup:
         return len(self.clips)
 
     def shape(self, field: str) -> tuple[int, ...]:
-        """Return the shape of one view's tensor; see `Group.shape`."""
+        """Return the shape of one view's tensor.
+
+        Args:
+            field: one of `fields`. CacheError for another, as of `Group.shape`.
+        """
         self._require(field)
         return self._shapes[field]
 
     def dtype(self, field: str) -> np.dtype:
-        """Return the dtype of a field; see `Group.dtype`."""
+        """Return the dtype of a field as it is stored.
+
+        Args:
+            field: one of `fields`. CacheError for another, as of `Group.shape`.
+        """
         self._require(field)
         return self.parts[0].dtype(field)
 
@@ -258,7 +268,11 @@ class JoinedGroup:
             part.shape(field)
 
     def rows_of(self, clip: str) -> range:
-        """Return the rows of a clip's views; see `Group.rows_of`."""
+        """Return the rows of a clip's views.
+
+        Args:
+            clip: the clip's id. CacheError if no cache has it.
+        """
         for start, part in zip(self._starts.tolist(), self.parts, strict=True):
             try:
                 rows = part.rows_of(clip)
@@ -273,13 +287,31 @@ class JoinedGroup:
         return self.parts[number].clip(row - int(self._starts[number]))
 
     def view(self, row: int) -> dict[str, np.ndarray]:
-        """Read all fields of one view; see `Group.view`."""
+        """Read all fields of one view.
+
+        Args:
+            row: a row where `ok` is true.
+
+        Returns:
+            Field -> array of the shape that `shape(field)` gives.
+        """
         return {name: values[0] for name, values in self.batch([row]).items()}
 
     def batch(
         self, rows: Sequence[int], fields: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Read fields of several views; see `Group.batch`."""
+        """Read fields of several views, those of each cache in one pass.
+
+        Args:
+            rows: B rows where `ok` is true, in any order.
+            fields: the names of the fields; None reads all.
+
+        Returns:
+            Field -> [B, *shape(field)], in the order of `rows`.
+
+        Raises:
+            IndexError, CacheError, Damaged, OSError: as of `Group.batch`.
+        """
         rows = np.asarray(rows, np.int64).reshape(-1)
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(

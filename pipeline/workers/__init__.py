@@ -39,10 +39,10 @@ these cases: what is printed, the exit code, what the cache holds. It also lists
 Large answers of decode processes come through shared memory without a name (`arena`), so that no
 death leaves any of it behind.
 
-Other modules: `cores`, `gpus` and `memory` (what a process may use of its machine), `pool_process`
-and `pool_worker` (the two sides of a decode process), `module_path` (nothing is imported from the
-working folder), `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker`
-(Dask's processes, made private).
+Other modules: `cores`, `gpus` and `memory` say what a process may use of its machine. A decode
+process has two sides, `pool_process` and `pool_worker`. `module_path` keeps imports from the
+working folder out. `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker` make Dask's processes
+private.
 """
 
 from pipeline.lazy_names import load_lazily
