@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -37,6 +38,8 @@ OPTIONS = (
 # Keys of a shard's statistics: times, of the videos too, and how it came to be.
 NEVER_THE_SAME = ("seconds", "seal", "device", "workers", "taken_over", "videos")
 COARSE = ("--shard-size", CLIPS // 2)
+# What lets a cache grow by a field; a longer manifest lets it grow by clips.
+MORE = ("--keep", "pooled,nodes,conv2")
 HOPELESS = 600.0  # seconds after which a run counts as hanging, on however busy a machine
 SOON = 10.0  # seconds that an interrupted run has to end
 FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
@@ -306,6 +309,23 @@ class Lab:
         run = self.extract(self.folder / "coarse", *COARSE)
         assert run.wait() == 3, run.said()
         return self.folder / "coarse"
+
+    @cached_property
+    def small(self) -> Path:
+        """A cache of the first half of the clips."""
+        lines = (self.world / "manifest.csv").read_text().splitlines(keepends=True)
+        (self.world / "few.csv").write_text("".join(lines[: 1 + CLIPS // 2]))
+        run = self.extract(self.folder / "small", "--manifest", self.world / "few.csv")
+        assert run.wait() == 3, run.said()
+        return self.folder / "small"
+
+    @cached_property
+    def grown(self) -> Path:
+        """That cache with all clips and another field, undisturbed."""
+        shutil.copytree(self.small, self.folder / "grown")
+        run = self.extract(self.folder / "grown", *MORE)
+        assert run.wait() == 3, run.said()
+        return self.folder / "grown"
 
     @cached_property
     def memory_world(self) -> Path:

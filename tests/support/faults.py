@@ -32,6 +32,7 @@ from tests.support.fault_lab import (
     CLIPS,
     COARSE,
     FAT,
+    MORE,
     Lab,
     Run,
     differences,
@@ -399,7 +400,7 @@ def video_changed(lab: Lab, drawn: random.Random) -> str:
 
 
 def input_changed(lab: Lab, drawn: random.Random) -> str:
-    """The manifest or the file of boxes has changed: the rerun is refused.
+    """A clip's start or the file of boxes has changed: the rerun is refused.
 
     Its rows would not fit those that are there.
     """
@@ -409,7 +410,13 @@ def input_changed(lab: Lab, drawn: random.Random) -> str:
     shards = f"0-{drawn.randrange(BROKEN, CLIPS - 1)}"
     assert lab.extract(cache, "--shard", shards, world=world, workers=0).wait() == 3
     before, lines = done(cache), (world / name).read_bytes().splitlines(keepends=True)
-    del lines[drawn.randrange(1, len(lines))]
+    changed = drawn.randrange(1, len(lines))
+    if name == "boxes.csv":
+        del lines[changed]
+    else:
+        cells = [b",start\n", *[b",\n"] * (len(lines) - 1)]
+        cells[changed] = b",0.125\n"
+        lines = [line.rstrip() + cell for line, cell in zip(lines, cells, strict=True)]
     (world / name).write_bytes(b"".join(lines))
     run = lab.extract(cache, world=world, workers=0)
     assert run.wait() == 2, run.said()
@@ -424,6 +431,31 @@ def input_changed(lab: Lab, drawn: random.Random) -> str:
     return (
         f"{name}: refused with one line and exit code 2; with the old one, the rerun completed it"
     )
+
+
+def killed_while_growing(lab: Lab, drawn: random.Random) -> str | None:
+    """A cache that gets clips and a field loses its run: the rerun completes it."""
+    calm, small = lab.grown, lab.small
+    cache = lab.fresh()
+    shutil.copytree(small, cache)
+    # Shards, and files of the added field, that are there at the moment.
+    markers, before = list((calm / "features").rglob("*.json")), done(cache)
+    count = drawn.randint(len(before), len(markers) - 1)
+    run = lab.extract(cache, *MORE)
+
+    def there() -> bool:
+        found = len(list((cache / "features").rglob("*.json")))
+        return run.code() is not None or found >= count
+
+    until(there, "shards appear")
+    time.sleep(drawn.uniform(0, lab.pace))
+    run.kill(signal.SIGKILL)
+    if run.wait() != -signal.SIGKILL:
+        return None
+    assert lab.extract(cache, *MORE, workers=0).wait() == 3
+    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert not (wrong := differences(cache, calm)), wrong
+    return "the rerun completed it; the shards of before were left alone"
 
 
 def shard_changed(lab: Lab, drawn: random.Random) -> str:
@@ -503,6 +535,7 @@ def _clips(run: Run) -> int:
 # (fault, how often in `make test`, where others of its kind are, how often in `make test-slow`)
 FAULTS: dict[str, tuple[Fault, int, int]] = {
     "the main process is killed (SIGKILL)": (main_process_killed, 1, 50),
+    "a run that lets a cache grow is killed (SIGKILL)": (killed_while_growing, 1, 25),
     "a decode worker is killed (SIGKILL)": (decode_worker_killed, 1, 50),
     "Ctrl-C": (ctrl_c, 1, 25),
     "SIGTERM": (sigterm, 0, 25),
