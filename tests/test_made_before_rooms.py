@@ -44,6 +44,8 @@ ADDED = {
     "about.head_versions.*: int",
     "asked.resize: str",
     "attrs.clips_sha256: str",
+    "@clips_sha256",
+    "@format: 2",
     "views_for_all: bool",
     "parts[].by_split: bool",
     "parts[].clips[][]: int",
@@ -73,7 +75,7 @@ ADDED = {
     "per_class_test.csv",
 }
 # Keys of caches of format 1 that later ones have not.
-GONE = {"per_shard: int"}
+GONE = {"per_shard: int", "@format: 1"}
 # Tables that records have had since then, with all their keys.
 ADDED_TABLES = ("extraction.",)
 # Fields that new caches have had since then; old caches get none.

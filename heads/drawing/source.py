@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cache.fields import is_cut
+from pipeline.cache.good_rows import wrong_values
 from pipeline.cache.reader import Cache, CacheError, Group
-from pipeline.cache.value_checks import wrong_values
 from pipeline.manifests.manifest import Clip, read_manifest
 from pipeline.text.suggestions import nearest_names
 from pipeline.video.frame_reader import DecodeError

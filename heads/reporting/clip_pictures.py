@@ -38,7 +38,7 @@ def frames_of(known: KnownCache, clip: str) -> tuple[tuple[bytes, ...], str]:
 def _frames(known: KnownCache, clip: str) -> tuple[tuple[bytes, ...], str]:
     from PIL import Image, ImageDraw
 
-    from pipeline.cache.value_checks import wrong_values
+    from pipeline.cache.good_rows import wrong_values
     from pipeline.manifests.manifest import inside
     from pipeline.video.frame_reader import DecodeError
     from pipeline.video.view_pixels import ClipOpener

@@ -16,8 +16,8 @@ neither videos nor networks.
     shards         which shard holds which clips, where its files are, whether it is complete
     shard_writer   writes one shard's HDF5 file and its statistics (through part_file)
     shard_reader   reads one shard (shard_layout asks HDF5; open_files limits descriptors)
-    shard_check    verifies every byte of a shard (value_checks looks at the numbers)
-    good_rows      the rows of a damaged shard that can be kept
+    shard_check    verifies every byte of a shard (good_rows looks at the numbers)
+    good_rows      which values can be right; the rows of a damaged shard that can be kept
     asked          the options of a cache's extraction and graphs, with paths
     accepted       the failed clips that a person has accepted
     records        types and sizes of everything that is read from JSON

@@ -13,11 +13,11 @@ import numpy as np
 
 from pipeline.cache.fields import ROW_KEYS
 from pipeline.cache.folder import read_folder
+from pipeline.cache.good_rows import wrong_values
 from pipeline.cache.records import check_sizes, read_statistics
 from pipeline.cache.shard_layout import StoredDataset, Unreadable
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile
 from pipeline.cache.shards import Shards, made_from
-from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import Damaged, done_marker, sha256_of
 
 # What to do about a finding; `{cache}` is the cache's path.

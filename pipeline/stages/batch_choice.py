@@ -1,17 +1,26 @@
-"""Choose how many views the networks take at a time, where nobody has said it.
+"""How many views the networks take at a time: chosen where nobody has said it, and recorded.
+
+The number changes the rounding of stored values, so all shards of a cache should share it. The
+first process that writes to a new cache records it in `batch.json`, and all others read it.
 
 On a GPU a short trial decides: larger batches are tried until they no longer pay, or until the
 memory of the device is used up to a part. On a CPU it is CPU_BATCH.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.cache.records import require
+from pipeline.files.atomic_files import json_part, publish, read_json
+from pipeline.files.owners import new_claim_name
+
 if TYPE_CHECKING:
     from pipeline.stages.frozen_networks import FrozenNetworks
 
+NAME = "batch.json"
 CPU_BATCH = 4
 # What the trial tries, in this order.
 TRIED = (4, 8, 16, 32, 64, 128)
@@ -106,3 +115,44 @@ def _seconds(models: "FrozenNetworks", batch: int, size: tuple[int, int]) -> flo
     finally:
         torch.cuda.empty_cache()
     return models.seconds["backbone"]
+
+
+def recorded_batch(cache: Path, complete: Iterable[Mapping] = ()) -> int | None:
+    """Return the batch of a cache.
+
+    Args:
+        cache: the cache's folder.
+        complete: the statistics of its complete shards, if they are known. Caches that were made
+            before `batch.json` have their batch there.
+
+    Returns:
+        Views per forward pass; None if nothing says it.
+
+    Raises:
+        Damaged: the record has changed since it was written.
+    """
+    path = cache / NAME
+    try:
+        return require(read_json(path), {"batch": int}, path)["batch"]
+    except FileNotFoundError:
+        batches = (record["batch"] for record in complete if "batch" in record)
+        return next(batches, None)
+
+
+def record_batch(cache: Path, batch: int) -> int:
+    """Record the batch of a cache, unless another process has done so.
+
+    Args:
+        cache: the cache's folder.
+        batch: views per forward pass.
+
+    Returns:
+        What is recorded now.
+    """
+    path = cache / NAME
+    with json_part(path, {"batch": batch}, new_claim_name()) as part:
+        try:
+            publish(part, path)
+        except FileExistsError:
+            return recorded_batch(cache)
+    return batch

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cache.batch_file import record_batch, recorded_batch
 from pipeline.cache.folder import decoding_warning, read_cache_json, stores_times
 from pipeline.cache.parts import count_shards_in
 from pipeline.cache.reader import relabelled_clips
@@ -21,6 +20,7 @@ from pipeline.cache.records import read_statistics
 from pipeline.cache.shards import Shards, complete_shard
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.plugins import given_files, take_over
+from pipeline.stages.batch_choice import record_batch, recorded_batch
 from pipeline.stages.bottleneck import Work
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract_shards import ExtractShards, as_json

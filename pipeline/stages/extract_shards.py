@@ -24,14 +24,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cache.batch_file import record_batch, recorded_batch
 from pipeline.cache.folder import watch_cache_folder
 from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.records import read_statistics
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.plugins import given_files, take_over
-from pipeline.stages.batch_choice import choose_batch
+from pipeline.stages.batch_choice import choose_batch, record_batch, recorded_batch
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
 from pipeline.video.video_identity import changed_videos
@@ -277,7 +276,6 @@ class ExtractShards:
     def _tasks_of(self, shard: ClaimedShard) -> list[ProbeClip | DecodeViews]:
         from pipeline.stages.shard_rows import decode_tasks
 
-        self.models.times = self.times
         tasks = decode_tasks(self.models, self.root, shard.job, shard.good)
         shard.tasks = len(tasks)
         return tasks
@@ -419,6 +417,7 @@ class ExtractShards:
             if self.finished(job):
                 claim.release()
                 return None
+            self.models.times = self.times
             if not self.redo:
                 return ClaimedShard(job, claim, begin_shard(job.path))
             from pipeline.stages.shard_rows import ShardRows, group_plans

@@ -11,18 +11,18 @@ read, so that many clips take no longer than an extraction.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.cache.folder import create_cache
+from pipeline.cache.creation import create_cache
 from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import done_marker
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import clips_per_shard
 from pipeline.stages.extract_shards import ExtractShards, as_json
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
+from pipeline.stages.shard_jobs import all_views
+from pipeline.stages.shard_sizes import view_bytes
 
 # A shard is small: the first answers come soon, and three shards are on the disk at most.
 SHARD_BYTES, SHARD_CLIPS = 256 << 20, 16
@@ -50,7 +50,6 @@ class PassingExtraction:
         """
         self.manifest, folder = manifest, Path(os.path.abspath(folder))
         self.cache, self._writing = folder / "cache", folder / "writing"
-        options = replace(options, shard_bytes=SHARD_BYTES, shard_size=0)
         self._extractor = ExtractShards(config, manifest.root, options, redo=False)
 
     @cached_property
@@ -71,8 +70,9 @@ class PassingExtraction:
             asked for.
         """
         extractor, record = self._extractor, self.record
-        per_shard = clips_per_shard(extractor.models, extractor.options)
-        per_shard = min(per_shard, SHARD_CLIPS)
+        views, sizes = all_views(extractor.config), view_bytes(extractor.models)
+        clip_bytes = sum([sizes[group] for group, _ in views])
+        per_shard = min(max(1, SHARD_BYTES // max(1, clip_bytes)), SHARD_CLIPS)
         plan = create_cache(self._writing, record, self.manifest, per_shard)
         readable = create_cache(self.cache, record, self.manifest, per_shard)
         extractor.record, extractor.cache_id = record, (self._writing, plan.fingerprint)
@@ -81,8 +81,10 @@ class PassingExtraction:
 
         jobs = []
         for shard in range(len(plan)):
-            path = plan.path(shard)
-            jobs.append(ShardJob(shard, path, plan.attrs(shard), plan.clips(shard), None))
+            path, clips = plan.path(shard), plan.clips(shard)
+            jobs.append(
+                ShardJob(shard, path, plan.attrs(shard), clips, None, (views,) * len(clips))
+            )
         with closing(extractor), closing(extractor.stream(jobs)) as results:
             for job, statistics in results:
                 _move(job.path, readable.path(job.shard))

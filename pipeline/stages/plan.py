@@ -19,12 +19,11 @@ from time import monotonic
 
 import numpy as np
 
-from pipeline.cache.batch_file import recorded_batch
 from pipeline.cache.folder import require_folder_path
 from pipeline.cache.parts import ViewKey
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_clips
-from pipeline.stages.batch_choice import CPU_BATCH, choose_batch
+from pipeline.stages.batch_choice import CPU_BATCH, choose_batch, recorded_batch
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import ExtractSummary, extract
 from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes

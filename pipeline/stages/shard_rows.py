@@ -111,9 +111,7 @@ def _runs(clips: Sequence[Clip], numbers: Sequence[int]) -> Iterator[tuple[int, 
     """
     places = ["", *(clips[number].place for number in numbers), ""]
     in_run = 0
-    for number, before, place, after in zip(
-        numbers, places, places[1:], places[2:], strict=False
-    ):
+    for number, before, place, after in zip(numbers, places, places[1:], places[2:], strict=False):
         in_run = in_run + 1 if place == before else 0
         alone = place not in (before, after)
         yield number, place == after, "" if alone else f"{place} {in_run // RUN}"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cli._shared.device_defaults import settle
-from pipeline.cache.folder import create_cache
+from pipeline.cache.creation import create_cache
 from pipeline.manifests.manifest import read_manifest
 from tests.support.fake_cuda import fake_cuda
 from tests.support.tiny_videos import write_csv

@@ -160,7 +160,7 @@ MODULES: dict[str, str] = {
     "pipeline.timeline": "pipeline.video.timeline",
     "pipeline.tls": "pipeline.workers.dask_tls",
     "pipeline.upright": "pipeline.video.orientation",
-    "pipeline.values": "pipeline.cache.value_checks",
+    "pipeline.values": "pipeline.cache.good_rows",
     "pipeline.verify": "pipeline.stages.verify",
     "pipeline.video_file": "pipeline.video.video_file",
     "pipeline.videos": "pipeline.video.video_identity",

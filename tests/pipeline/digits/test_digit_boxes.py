@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.backbones import build_backbone, freeze
+from pipeline.cache.good_rows import wrong_values
 from pipeline.cache.reader import Cache
-from pipeline.cache.value_checks import wrong_values
 from pipeline.digits import (
     DigitVideos,
     Meet,

@@ -5,10 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cache.batch_file import record_batch, recorded_batch
 from pipeline.files.atomic_files import Damaged
 from pipeline.stages import extract_shards
-from pipeline.stages.batch_choice import CPU_BATCH, OutOfMemory, fastest
+from pipeline.stages.batch_choice import (
+    CPU_BATCH,
+    OutOfMemory,
+    fastest,
+    record_batch,
+    recorded_batch,
+)
 from tests.support.tiny_videos import INLINE, make_videos, run
 
 AUTO = replace(INLINE, batch=None)

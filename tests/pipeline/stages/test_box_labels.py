@@ -12,8 +12,8 @@ from cli.extract import _report_boxes
 from heads.data.splits import cache_dims
 from heads.interface.clips import clips_of
 from pipeline.cache import fields
+from pipeline.cache.good_rows import wrong_values
 from pipeline.cache.reader import Cache, CacheError
-from pipeline.cache.value_checks import wrong_values
 from pipeline.proposals import LABELS
 from pipeline.regions import boxes as geometry
 from pipeline.stages.config import ExtractConfig

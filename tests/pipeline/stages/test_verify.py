@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 import pipeline.files.regular_files
+from pipeline.cache.good_rows import wrong_values
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.cache.shard_check import ShardChecker
 from pipeline.cache.shard_reader import ShardFile
-from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import read_json, sha256_of, write_json
 from pipeline.files.owners import part_path
 from pipeline.stages.graphs import build_graphs
