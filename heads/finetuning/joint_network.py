@@ -314,9 +314,7 @@ def recompute_in_backward(module: nn.Module) -> None:
         if not torch.is_grad_enabled():
             return forward(*inputs, **options)
         # The reentrant form needs an input that requires a gradient, which frames do not.
-        return checkpoint(
-            forward, *inputs, use_reentrant=False, context_fn=contexts, **options
-        )
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
 
     module.forward = checkpointed
 

@@ -143,7 +143,9 @@ class EncoderBackbone(Backbone):
         said = " ".join(str(error).split())[:160]
         _, native_h, native_w = self.encoder.size
         works = []
-        candidates = {F} if self.encoder.layout.per_frame else {*_USUAL_FRAMES, self.encoder.size[0]}
+        candidates = (
+            {F} if self.encoder.layout.per_frame else {*_USUAL_FRAMES, self.encoder.size[0]}
+        )
         for frames in sorted(candidates):
             for side in dict.fromkeys([(H, W), (native_h, native_w)]):
                 try:

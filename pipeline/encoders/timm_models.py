@@ -91,9 +91,7 @@ def _from_file(model: str, options: dict[str, Any], weights: str) -> nn.Module:
     """The model with the weights of a file. timm renames the keys of other releases."""
     path = weight_file(weights)
     try:
-        return _create(
-            model, options, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
-        )
+        return _create(model, options, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     # Of load_state_dict, whose first line names the model, and whose others name the weights.
     except (RuntimeError, KeyError) as error:
         said = " ".join(str(error).split())[:200]

@@ -212,7 +212,6 @@ class StoredShapes:
                 shapes[name] = (step, self.backbone.channels(name), *self.backbone.grid(name, size))
         return shapes
 
-
     def _token_shape(self) -> tuple[int, int, int]:
         """(S, P, C) of the field `tokens`; ValueError for a backbone without such tokens."""
         if not isinstance(self.backbone, HasTokens):
