@@ -158,6 +158,11 @@ class JoinedCache:
         raise CacheError(f"{self}: no clip {clip!r} in their manifests")
 
     @property
+    def box_classes(self) -> tuple[str, ...]:
+        """The names of the boxes' classes, which all caches have in common; see `Cache`."""
+        return self.parts[0].box_classes
+
+    @property
     def failures(self) -> list[dict]:
         """The records of all failed clips."""
         found: list[dict] = []
