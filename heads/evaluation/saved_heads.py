@@ -214,7 +214,8 @@ def load_trained(
     about = found.saved["about"]
 
     config = _config_of(found.saved, cache, found.path)
-    own_cache = cache.fingerprint == about["fingerprint"] and config == about["config"]
+    # Fields that the cache has got since then change no view that the head reads.
+    own_cache = cache.fingerprint == about["fingerprint"] and _same_views(config, about["config"])
     if not own_cache:
         _require_same_features(config, cache)
     _require_same_channels(found.dims, cache)
@@ -231,6 +232,11 @@ def load_trained(
         seed,
         folder,
     )
+
+
+def _same_views(config: Mapping, other: Mapping) -> bool:
+    """Whether two configurations give clips the same views, whatever fields are kept of them."""
+    return {**config, "keep": ()} == {**other, "keep": ()}
 
 
 def require_same_backbone(config: Mapping, cache: Cache) -> None:

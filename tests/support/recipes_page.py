@@ -14,6 +14,7 @@ SYSTEMS = {
     "dyreg": "DyReg-GNN",
     "rstg": "RSTG",
     "ean": "EAN",
+    "attentive": "The attentive probe of V-JEPA 2",
     "demo": "The demo",
     "own": "One's own videos",
 }

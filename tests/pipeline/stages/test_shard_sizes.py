@@ -3,7 +3,9 @@
 import pytest
 
 from pipeline.stages.shard_sizes import FEWEST, SHARDS, divide
-from pipeline.views.sampling import Sampling, VideoInfo, same_test_views, views_of
+from pipeline.views.equal_views import same_test_views
+from pipeline.views.sampling import Sampling, views_of
+from pipeline.views.video_info import VideoInfo
 
 TRAIN, TEST = (("train", 0),), (("test", 0), ("test", 1), ("test", 2))
 SIZES = {"train": 10, "test": 20}
