@@ -48,10 +48,14 @@ def open_caches(
     return caches[0] if len(caches) == 1 else JoinedCache(caches)
 
 
+def caches_of(cache: "Cache | JoinedCache") -> tuple[Cache, ...]:
+    """Return the caches that are read as one; one cache alone."""
+    return cache.parts if isinstance(cache, JoinedCache) else (cache,)
+
+
 def paths_of(cache: "Cache | JoinedCache") -> list[Path]:
     """Return the folders of a cache, absolute; `open_caches` takes them."""
-    parts = cache.parts if isinstance(cache, JoinedCache) else (cache,)
-    return [part.path.resolve() for part in parts]
+    return [part.path.resolve() for part in caches_of(cache)]
 
 
 def require_same_values(first: Cache, other: Cache) -> None:
@@ -156,6 +160,11 @@ class JoinedCache:
             if any(one.clip == clip for one in part.manifest.clips):
                 return part
         raise CacheError(f"{self}: no clip {clip!r} in their manifests")
+
+    @property
+    def box_classes(self) -> tuple[str, ...]:
+        """The names of the boxes' classes, which all caches have in common; see `Cache`."""
+        return self.parts[0].box_classes
 
     @property
     def failures(self) -> list[dict]:
