@@ -358,9 +358,12 @@ class HeadOutput:
             `head(clips, want_maps=True)`.
         stored: what the head decided for each view, a few numbers [B,...] by name. Evaluation
             writes them beside the logits.
+        branches: further logits [B,K], of parts of the head that learn the labels by themselves.
+            The loss is the mean of theirs and that of `logits`. Evaluation ignores them.
     """
 
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)
+    branches: tuple[Tensor, ...] = ()

@@ -233,6 +233,9 @@ class Learner:
         """
         # The loss in float32, whatever the head computes in: half precision may overflow.
         loss = self.loss(out.logits.float(), targets)
+        for branch in out.branches:
+            loss = loss + self.loss(branch.float(), targets)
+        loss = loss / (1 + len(out.branches)) if out.branches else loss
         extras = self._extra_losses(out)
         for extra in extras.values():
             loss = loss + extra
