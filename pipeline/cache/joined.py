@@ -95,8 +95,8 @@ class JoinedCache:
     Attributes:
         parts: the caches, in the order given.
         path: the folder of the first one.
-        config: all that determined the stored values, which is the same for all; of the fields, those
-            that all have, and of the numbers of views, the largest.
+        config: all that determined the stored values, which is the same for all; of the fields,
+            those that all have, and of the numbers of views, the largest.
         fingerprint: that of the caches where it is the same, else a checksum of theirs in order.
     """
 
