@@ -114,6 +114,7 @@ DEAD = {
     "dyreg inside a backbone": KEY,
     "dyreg at boxes": KEY,
     **{case: STLT_KEY for case in CASES if case.startswith("stlt")},
+    **{case: ("attention.k.bias",) for case in CASES if case.startswith("attentive")},
     "stin with appearance": ("non_local.0.k.bias", "non_local.1.k.bias"),
     "stin of present objects": ("non_local.0.k.bias",),
 }
