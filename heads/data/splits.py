@@ -17,6 +17,7 @@ from heads.data.classes import refuse_withheld
 from heads.interface.clips import Dims, MissingFields, dims_of
 from pipeline.cache.fields import FIELDS, LABELS, grid_at, is_cut
 from pipeline.cache.joined import caches_of
+from pipeline.manifests.folds import FOLD
 from pipeline.manifests.labels import withheld
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text.suggestions import nearest
@@ -216,8 +217,8 @@ def _refuse_without_views(
             continue
         command = f"vidgraph extract --cache {quote(str(part.path))} --add views"
         needed = "train" if split == "train" else "test"
-        if needed != group:
-            # Its own views are not what was asked for.
+        if needed != group or FOLD in manifest.columns:
+            # Not its own views are asked for; or they are those of one fold of several.
             command += " --views-for-all"
         elif manifest.sha256 not in (part.stored.sha256, cache.manifest.sha256):
             command += f" --manifest {quote(str(manifest.path))}"
