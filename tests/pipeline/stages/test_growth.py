@@ -282,7 +282,11 @@ def test_a_clip_whose_split_has_changed_is_refused_with_the_command_that_helps(w
 STEPS = ("write_clips", "move_into_place", "write_json")
 
 
-@pytest.mark.parametrize("step", range(4))
+# The newer manifest, the copy of the earlier one, cache.json, and the manifest's name.
+CALLS = [*STEPS[:2], *STEPS[:2], "write_json", "move_into_place"]
+
+
+@pytest.mark.parametrize("step", range(len(CALLS)))
 def test_a_run_that_dies_while_the_cache_grows_leaves_a_whole_cache(
     world, tmp_path, monkeypatch, step
 ):
@@ -309,9 +313,9 @@ def test_a_run_that_dies_while_the_cache_grows_leaves_a_whole_cache(
             patch.setattr(pipeline.cache.growth, name, dying(name))
         with pytest.raises(KeyboardInterrupt):
             run(world, tmp_path / "cache", new.name)
-    assert calls == ["write_clips", "move_into_place", "write_json", "move_into_place"][: step + 1]
+    assert calls == CALLS[: step + 1]
     cache = Cache(tmp_path / "cache")
-    assert len(cache.manifest.clips) == (3 if step == 3 else 2)
+    assert len(cache.manifest.clips) == (3 if step == len(CALLS) - 1 else 2)
     assert_part_of(rows, values(tmp_path / "cache"))
     run(world, tmp_path / "cache", new.name)
     assert len(Cache(tmp_path / "cache")["train"]) == 4
