@@ -14,6 +14,9 @@ SYSTEMS = {
     "dyreg": "DyReg-GNN",
     "rstg": "RSTG",
     "ean": "EAN",
+    "attentive": "The attentive probe",
+    "stin": "STIN (Something-Else)",
+    "stlt": "STLT",
     "demo": "The demo",
     "own": "One's own videos",
 }

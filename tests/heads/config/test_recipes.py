@@ -296,6 +296,16 @@ def test_schedules():
     assert cosine.lr_at(0, 5) == 2
     assert cosine.lr_at(25, 5) == pytest.approx(1)
     assert 0 < cosine.lr_at(49, 5) < 0.01
+    linear = Training(epochs=10, schedule="linear", lr=2.0)
+    assert [linear.lr_at(step, 5) for step in (0, 25)] == [2, 1]
+    assert linear.lr_at(49, 5) == pytest.approx(2 / 50)
+
+
+def test_the_linear_schedule_falls_from_the_end_of_the_warm_up():
+    """A straight line up, one down to 0, as STLT's release has them."""
+    training = Training(iterations=10, schedule="linear", lr=1.0, warm_up=2)
+    wanted = [1 / 3, 2 / 3, *(left / 8 for left in range(8, 0, -1))]
+    assert [training.lr_at(step, 5) for step in range(10)] == pytest.approx(wanted)
 
 
 def test_the_rate_rises_linearly_to_the_schedules_in_the_warm_up():

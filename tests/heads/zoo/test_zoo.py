@@ -39,7 +39,15 @@ WIDTHS = {
     "stin": {"width": 16},
     "stlt": {"width": 16, "heads": 2, "spatial_layers": 2, "temporal_layers": 2, "frames": 16},
 }
-SAME_IN_BOTH_VARIANTS = {"pool", "roi_pool", "global_roi_pool", "mean_lstm", "conv_lstm", "strg", "attentive"}
+SAME_IN_BOTH_VARIANTS = {
+    "pool",
+    "roi_pool",
+    "global_roi_pool",
+    "mean_lstm",
+    "conv_lstm",
+    "strg",
+    "attentive",
+}
 # What is tested: every head by its name, its released variant where that differs, and what reads
 # other fields or lives inside a backbone.
 CASES: dict[str, tuple[str, dict]] = {
@@ -216,7 +224,9 @@ def test_every_option_has_a_default_that_builds_and_the_docstring_names_it(name)
 @pytest.mark.parametrize("name", [*head_names(), "_single"])
 def test_the_file_opens_with_its_paper_equations_shapes_and_where_it_differs(name):
     text = " ".join(importlib.import_module(f"heads.zoo.{name}").__doc__.split())
-    assert re.search(r"\b(ECCV 2018|CVPR 2020|NeurIPS 2019|NeurIPS 2021|BMVC 2021|IJCV 2022|TMLR 2024)\b", text)
+    assert re.search(
+        r"\b(ECCV 2018|CVPR 2020|NeurIPS 2019|NeurIPS 2021|BMVC 2021|IJCV 2022|TMLR 2024)\b", text
+    )
     assert re.search(r"\w = \S", text)
     assert re.search(r"\[B,[^]]*\]", text)
     assert "Differs from the paper" in text
