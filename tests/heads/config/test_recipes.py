@@ -29,7 +29,11 @@ MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
 MAPS = {"res2.1": 256, "res3": 512, "res3.2": 512, "res4.4": 1024, "res5": 2048}
 GRIDS = {"res2": 56, "res3": 28, "res4": 14, "res5": 7}
 DIMS = Dims(
-    T=16, N=10, C=2048, maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()}
+    T=16,
+    N=10,
+    C=2048,
+    maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()},
+    box_classes=2,
 )
 
 
