@@ -258,10 +258,13 @@ def run(
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_removed(summary.removed, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
-    failures = _without_accepted(summary.failures, summary.asked, cache, accept)
+    # A clip with views in several shards may have failed in each of them.
+    failed = list({failure["clip"]: failure for failure in summary.failures}.values())
+    asked = min(summary.asked, len(manifest.clips))
+    failures = _without_accepted(failed, asked, cache, accept)
     # Either of them may find something wrong, which is exit code 3.
     return max(
-        _report_failures(failures, summary.asked, cache),
+        _report_failures(failures, asked, cache),
         _report_changed(summary.changed, cache),
     )
 

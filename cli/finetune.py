@@ -355,7 +355,7 @@ def _run_recipe(given: dict, settings: dict, frames: dict, shared: dict) -> int:
         frames: keys of the table [phases.frames] that other options give.
         shared: the arguments of `finetune` that do not depend on the recipe.
     """
-    from cli._shared.figures import print_figures
+    from cli._shared.figures import duration, print_figures
     from heads.finetuning.finetune import finetune
 
     plain, recipe, phase = _recipe_and_phase(given, settings, frames)
@@ -377,11 +377,7 @@ def _run_recipe(given: dict, settings: dict, frames: dict, shared: dict) -> int:
         f"epoch {result.best_epoch}"
     )
     print_figures(title, result.metrics)
-    share = 100 * result.waiting / max(result.seconds, 1e-9)
-    say(
-        f"{result.epochs} epochs in {result.seconds:.1f} s, {share:.1f} % of it waiting for data; "
-        f"{result.folder}"
-    )
+    say(f"{duration(result)}; {result.folder}")
     # torchrun takes any other code than 0 for a crash.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return 3 if result.undecoded and alone else 0

@@ -85,7 +85,7 @@ def command(
     phases.NAME.train.lr=0.1` sets a key of one of them. A stopped run continues after its last
     epoch. A finished run is read back.
     """
-    from cli._shared.figures import print_figures
+    from cli._shared.figures import duration, print_figures
     from heads.config.recipe import read_recipe
     from heads.training.train import train
     from pipeline.cache.joined import open_caches
@@ -115,9 +115,5 @@ def command(
         f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}",
         result.metrics,
     )
-    share = 100 * result.waiting / max(result.seconds, 1e-9)
-    say(
-        f"{result.epochs} epochs in {result.seconds:.1f} s, {share:.1f} % of it waiting for data; "
-        f"{result.folder}"
-    )
+    say(f"{duration(result)}; {result.folder}")
     return 0

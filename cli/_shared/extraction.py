@@ -116,7 +116,7 @@ def network_options(function):
         click.option(
             "--weights",
             default="imagenet",
-            help="Backbone weights: imagenet (for an encoder pretrained, what its library fetches), "
+            help="Backbone weights: imagenet (for an encoder pretrained: what its library has), "
             "none, or a checkpoint file.",
         ),
         click.option(

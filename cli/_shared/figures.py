@@ -37,7 +37,9 @@ def print_figures(
 
     present = set().union(*metrics.values())
     columns = [name for name in NAMES if name in present]
-    table = Table(title=title, title_justify="left")
+    # Above the table, not its title, which would be broken to the width of the table.
+    console().print(title, markup=False, highlight=False)
+    table = Table()
     table.add_column(rows)
     for name in columns:
         table.add_column(NAMES[name], justify="right")
@@ -74,6 +76,17 @@ def print_classes(classes: Sequence, wanted: bool | None = None) -> None:
         figures = (_percent(one.recall), f"{one.predicted:,}", _percent(one.precision))
         table.add_row(one.name, f"{one.videos:,}", *figures, taken)
     console().print(table)
+
+
+def duration(result) -> str:
+    """Say how long a training took.
+
+    Args:
+        result: `heads.training.study.Result`.
+    """
+    epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs:,} epochs"
+    share = 100 * result.waiting / max(result.seconds, 1e-9)
+    return f"{epochs} in {result.seconds:.1f} s, {share:.1f} % of it waiting for data"
 
 
 def _percent(value: float) -> str:

@@ -23,6 +23,10 @@ OF_SOURCE = {
 }
 
 
+# Files that may be elsewhere than where the first run found them.
+MOVABLE = ("weights", "annotations", "proposal_weights")
+
+
 def added_to(given: dict, options) -> tuple:
     """Collect what an extraction with `--add` asks for.
 
@@ -54,11 +58,10 @@ def added_to(given: dict, options) -> tuple:
             f"folder with --cache"
         )
 
-    moved = MovedFiles(
-        given["root"] if given["manifest"] is None else None,
-        *(given[name] if name in explicit else None for name in ("weights", "annotations")),
-        given["proposal_weights"] if "proposal_weights" in explicit else None,
-    )
+    files = {name: given[name] for name in MOVABLE if name in explicit}
+    if given["manifest"] is None:
+        files["root"] = given["root"]
+    moved = MovedFiles(**files)
     config, _, own = as_extracted(cache.path, options, moved)
     manifest = cache.manifest
     if given["manifest"] is not None:
@@ -107,4 +110,8 @@ def _given_by_hand() -> set[str]:
     """The names of the options that stand on the command line."""
     context = click.get_current_context()
     by_hand = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    return {name for name in context.params if context.get_parameter_source(name) in by_hand}
+    names = set()
+    for name in context.params:
+        if context.get_parameter_source(name) in by_hand:
+            names.add(name)
+    return names

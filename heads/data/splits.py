@@ -16,6 +16,8 @@ from heads.config.recipe_tables import DataOptions
 from heads.data.classes import refuse_withheld
 from heads.interface.clips import Dims, MissingFields, dims_of
 from pipeline.cache.fields import FIELDS, LABELS, grid_at, is_cut
+from pipeline.cache.joined import caches_of
+from pipeline.manifests.folds import FOLD
 from pipeline.manifests.labels import withheld
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text.suggestions import nearest
@@ -208,21 +210,22 @@ def _refuse_without_views(
     test views of the others.
     """
     there = set(cache[group].clips)
-    stored = {clip.clip for clip in cache.stored.clips}
-    lacking = [clip.clip for clip in wanted if clip.clip in stored and clip.clip not in there]
-    if not lacking:
-        return
-    command = f"vidgraph extract --cache {quote(str(cache.path))} --add views"
-    needed = "train" if split == "train" else "test"
-    if needed != group:
-        # Its own views are not what was asked for.
-        command += " --views-for-all"
-    elif manifest.sha256 != cache.stored.sha256:
-        command += f" --manifest {quote(str(manifest.path))}"
-    raise ValueError(
-        f"{cache.path}: {len(lacking):,} clips of split {split!r} (such as {lacking[0]}) have no "
-        f"{group} views; run `{command}`"
-    )
+    for part in caches_of(cache):
+        stored = {clip.clip for clip in part.stored.clips}
+        lacking = [clip.clip for clip in wanted if clip.clip in stored and clip.clip not in there]
+        if not lacking:
+            continue
+        command = f"vidgraph extract --cache {quote(str(part.path))} --add views"
+        needed = "train" if split == "train" else "test"
+        if needed != group or FOLD in manifest.columns:
+            # Not its own views are asked for; or they are those of one fold of several.
+            command += " --views-for-all"
+        elif manifest.sha256 not in (part.stored.sha256, cache.manifest.sha256):
+            command += f" --manifest {quote(str(manifest.path))}"
+        raise ValueError(
+            f"{part.path}: {len(lacking):,} clips of split {split!r} (such as {lacking[0]}) have "
+            f"no {group} views; run `{command}`"
+        )
 
 
 def _rows_by_clip(views: "Group", limit: int | None) -> tuple[set[str], dict[str, list[int]]]:
@@ -398,6 +401,11 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
         One line, with the command that adds them.
     """
     missing = list(missing)
+    # Of several caches, the first that lacks one of the fields.
+    for part in caches_of(cache):
+        if not set(missing) <= set(part[part.groups[0]].fields):
+            cache = part
+            break
     graphs = [name for name in missing if name in FIELDS and FIELDS[name].stage == "graphs"]
     what = f"head {head} needs {', '.join(missing)}, which {cache.path} lacks"
     if len(graphs) == len(missing):

@@ -48,11 +48,19 @@ def manifest_and_tag(
             f"{cache.path} is not the cache of this run; it has the same features, of other views "
             f"or clips"
         )
-        tag += f"_{cache.fingerprint[:8]}"
+        tag += f"_{_views_tag(trained, cache)}"
     manifest, checksum = _manifest_for(folder, trained.manifest, cache, given, split, say)
     if checksum:
         tag += f"_{checksum}"
     return manifest, tag
+
+
+def _views_tag(trained: TrainedHead, cache: "Cache") -> str:
+    """What tells the views of another cache from the run's own, or those of a cache that grew."""
+    if cache.fingerprint != trained.fingerprint:
+        return cache.fingerprint[:TAG]
+    sampling = cache.config.get("sampling") or {}
+    return f"{sampling.get('test_clips', 0)}x{sampling.get('test_crops', 0)}-views"
 
 
 def _manifest_for(

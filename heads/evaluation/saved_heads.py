@@ -56,6 +56,7 @@ class TrainedHead:
         dims: the sizes that the head was built for.
         seed: the run's seed.
         folder: the run folder.
+        fingerprint: of the cache that the run was trained on.
     """
 
     checkpoint: str
@@ -67,6 +68,7 @@ class TrainedHead:
     dims: Dims | None = None
     seed: int = 0
     folder: Path | None = None
+    fingerprint: str = ""
 
 
 def load_run(folder: Path | str, cache: Cache | Path | str, checkpoint: str = "") -> TrainedHead:
@@ -214,7 +216,9 @@ def load_trained(
     about = found.saved["about"]
 
     config = _config_of(found.saved, cache, found.path)
+    # A cache that has got more fields, or more training views, has the same test views.
     own_cache = cache.fingerprint == about["fingerprint"] and config == about["config"]
+    own_cache = own_cache and _same_test_views(cache.config, config)
     if not own_cache:
         _require_same_features(config, cache)
     _require_same_channels(found.dims, cache)
@@ -230,7 +234,17 @@ def load_trained(
         found.dims,
         seed,
         folder,
+        about["fingerprint"],
     )
+
+
+def _same_test_views(config: Mapping, other: Mapping) -> bool:
+    """Whether two configurations give clips the same test views, whatever is kept of them."""
+    compared = []
+    for one in (config, other):
+        sampling = {**(one.get("sampling") or {}), "train_views": 0}
+        compared.append({**one, "keep": (), "sampling": sampling})
+    return compared[0] == compared[1]
 
 
 def require_same_backbone(config: Mapping, cache: Cache) -> None:

@@ -235,7 +235,9 @@ class JointNetwork(nn.Module):
             if tensor is not None:
                 given[name] = tensor.detach()
 
-        found = graphs_of_tensors(given, GraphOptions(tuple(which), self.neighbours))
+        found: dict[str, Tensor] = {}
+        if which:
+            found = graphs_of_tensors(given, GraphOptions(tuple(which), self.neighbours))
         if tracks:
             # Boxes are linked by scipy, on the CPU.
             arrays = {name: tensor.cpu().numpy() for name, tensor in given.items()}

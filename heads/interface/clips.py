@@ -50,11 +50,8 @@ class Clips:
     boxes: Tensor | None = None
     scores: Tensor | None = None
     valid: Tensor | None = None
-    box_class: Tensor | None = None
-    track: Tensor | None = None
     nodes: Tensor | None = None
     pooled: Tensor | None = None
-    tokens: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     grid: Tensor | None = None
     flip: Tensor | None = None
@@ -63,6 +60,10 @@ class Clips:
     similar: Tensor | None = None
     similarity: Tensor | None = None
     frames: Tensor | None = None
+    # Younger fields come last: heads and tests of others give fields by their place, too.
+    box_class: Tensor | None = None
+    track: Tensor | None = None
+    tokens: Tensor | None = None
     one_grid: tuple[int, int] | None = None
 
     @property

@@ -30,6 +30,7 @@ MANIFEST = {
     "root": str,
     "sha256": str,
     "splits": Each({"clips": int, "sha256": str, "classes": Each(int)}),
+    "times?": str,
 }
 RUN = {
     "recipe": RECIPE,

@@ -1,7 +1,7 @@
 """Read what a report shows of the runs' caches: boxes of each clip, statistics, failures."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import manifest_record
-from pipeline.cache.joined import JoinedCache, open_caches, paths_of
+from pipeline.cache.joined import JoinedCache, caches_of, open_caches
 from pipeline.cache.reader import Cache
 
 
@@ -55,6 +55,7 @@ class KnownCache:
         path: where it is, or was; of several that are read as one, the first.
         fingerprint: of the cache.
         paths: of all caches that are read as one.
+        recorded: the same as the runs have recorded them.
         cache: the open cache; None where it cannot be opened.
         problem: why it cannot be opened, or "".
         shards: how many it has.
@@ -67,6 +68,7 @@ class KnownCache:
     path: Path
     fingerprint: str
     paths: tuple[Path, ...] = ()
+    recorded: tuple[Path, ...] = ()
     cache: Cache | JoinedCache | None = None
     problem: str = ""
     shards: int = 0
@@ -86,7 +88,7 @@ def known_caches(found: Iterable[FoundRun], moved: Sequence[Path]) -> list[Known
 
     Args:
         found: the runs.
-        moved: paths of caches that were moved; their fingerprints say which they are.
+        moved: paths of caches that were moved; fingerprints and labels say which they are.
 
     Returns:
         One entry per cache; a cache that cannot be opened has a `problem`.
@@ -94,48 +96,100 @@ def known_caches(found: Iterable[FoundRun], moved: Sequence[Path]) -> list[Known
     Raises:
         ValueError: a path of `moved` is no cache, or the cache of no run.
     """
-    recorded: dict[str, tuple[Path, ...]] = {}
+    recorded: dict[tuple[str, tuple[Path, ...]], set[str]] = {}
     for run in found:
         # A run from frames may have no cache.
         if run.about is not None and run.about.get("cache"):
-            paths = run.about.get("caches") or [run.about["cache"]]
-            recorded.setdefault(str(run.about["fingerprint"]), tuple(map(Path, map(str, paths))))
+            labels = (run.about.get("manifest") or {}).get("sha256", "")
+            recorded.setdefault(_key(run.about), set()).add(labels)
 
-    found_at = dict(recorded)
-    for cache in _moved_caches(moved, recorded):
-        found_at[cache.fingerprint] = tuple(paths_of(cache))
-    return [_open(paths, fingerprint) for fingerprint, paths in found_at.items()]
+    places = _places(recorded, [Cache(path) for path in moved])
+    return [_open(places.get(key, key[1]), *key) for key in recorded]
 
 
-def _moved_caches(
-    moved: Sequence[Path], recorded: Mapping[str, Sequence[Path]]
-) -> list[Cache | JoinedCache]:
-    """The caches at new places, each as runs have read it: alone, or several as one."""
-    alone = [Cache(path) for path in moved]
-    unknown = [cache for cache in alone if cache.fingerprint not in recorded]
-    found: list[Cache | JoinedCache] = [cache for cache in alone if cache not in unknown]
-    if not unknown:
-        return found
-    if len(unknown) > 1:
-        joined = open_caches([cache.path for cache in unknown])
-        if joined.fingerprint in recorded:
-            return [*found, joined]
-    known = [" and ".join(map(str, paths)) for paths in recorded.values()]
-    raise ValueError(
-        f"{unknown[0].path}: none of the runs was trained on this cache; expected one of "
-        f"{', '.join(known)}"
-    )
+def cache_of(caches: Iterable[KnownCache], about: Mapping[str, Any]) -> KnownCache | None:
+    """Return the cache that a run was trained on, of those of a report; None if it has none.
+
+    Args:
+        caches: what `known_caches` returned.
+        about: the run's run.json.
+    """
+    if not about.get("cache"):
+        return None
+    key = _key(about)
+    return next((known for known in caches if (known.fingerprint, known.recorded) == key), None)
 
 
-def _open(paths: tuple[Path, ...], fingerprint: str) -> KnownCache:
-    known = KnownCache(paths[0], fingerprint, paths)
+def _key(about: Mapping[str, Any]) -> tuple[str, tuple[Path, ...]]:
+    """What tells a run's cache from others: caches of other clips may have its fingerprint."""
+    paths = about.get("caches") or [about["cache"]]
+    return str(about["fingerprint"]), tuple(map(Path, map(str, paths)))
+
+
+def _places(
+    recorded: Mapping[tuple[str, tuple[Path, ...]], Collection[str]], moved: Sequence[Cache]
+) -> dict[tuple[str, tuple[Path, ...]], tuple[Path, ...]]:
+    """Where caches are that were moved.
+
+    Args:
+        recorded: fingerprint and paths of each cache -> checksums of the labels of its runs.
+        moved: the caches at their new places.
+
+    Raises:
+        ValueError: a cache of `moved` is that of no run, or could be that of several.
+    """
+    places: dict[tuple[str, tuple[Path, ...]], tuple[Path, ...]] = {}
+    used: set[Path] = set()
+    # What runs read as one comes first: its parts have the fingerprint of the whole.
+    for key in sorted(recorded, key=lambda key: -len(key[1])):
+        fingerprint, paths = key
+        if len(paths) > 1:
+            found = _several_at(paths, [cache for cache in moved if cache.path not in used])
+            if not found or open_caches(found).fingerprint != fingerprint:
+                continue
+        else:
+            same = [cache for cache in moved if cache.fingerprint == fingerprint]
+            of_labels = [
+                cache
+                for cache in same
+                if cache.path.resolve() == paths[0]
+                or manifest_record(cache.manifest)["sha256"] in recorded[key]
+            ]
+            alone = sum(1 for other in recorded if other[0] == fingerprint) == 1
+            if not of_labels and len(same) == 1 and alone:
+                of_labels = same
+            found = [cache.path for cache in of_labels[:1]]
+        if found:
+            places[key] = tuple(path.resolve() for path in found)
+            used.update(found)
+
+    for cache in moved:
+        if cache.path not in used:
+            known = [" and ".join(map(str, paths)) for _, paths in recorded]
+            raise ValueError(
+                f"{cache.path}: none of the runs was trained on this cache; expected one of "
+                f"{', '.join(known)}"
+            )
+    return places
+
+
+def _several_at(paths: Sequence[Path], moved: Sequence[Cache]) -> list[Path]:
+    """The folders of caches that are read as one: by their names, or as many as are given."""
+    by_name = {cache.path.resolve().name: cache.path for cache in moved}
+    if all(path.name in by_name for path in paths) and len(by_name) == len(moved):
+        return [by_name[path.name] for path in paths]
+    return [cache.path for cache in moved] if len(moved) == len(paths) else []
+
+
+def _open(paths: tuple[Path, ...], fingerprint: str, recorded: tuple[Path, ...]) -> KnownCache:
+    known = KnownCache(paths[0], fingerprint, paths, recorded)
     try:
         cache = open_caches(paths)
         if cache.fingerprint != fingerprint:
             known.problem = "another cache lies there now"
             return known
         # A cache that is being written may lack records of some shards.
-        parts = cache.parts if isinstance(cache, JoinedCache) else (cache,)
+        parts = caches_of(cache)
         known.shards = sum([len(part.shards) for part in parts])
         stages = dict.fromkeys([stage for part in parts for stage in part.records])
         for stage in stages:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from heads.reporting.cache_facts import KnownCache, boxes_per_clip
+from heads.reporting.cache_facts import KnownCache, boxes_per_clip, cache_of
 from heads.reporting.class_sections import predicting
 from heads.reporting.document import (
     Block,
@@ -85,7 +85,7 @@ def _boxes(groups: Sequence[RunGroup], caches: Sequence[KnownCache], split: str)
     for number, known in enumerate(caches):
         drawn = []
         for group in predicting(groups, split):
-            of_cache = group.runs[0].about["fingerprint"] == known.fingerprint
+            of_cache = cache_of(caches, group.runs[0].about) is known
             if of_cache and group.predicted[0].right is not None:
                 drawn.append(group)
         if known.cache is None or not drawn:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heads.reporting.cache_facts import KnownCache
+from heads.reporting.cache_facts import KnownCache, cache_of
 from heads.reporting.clip_pictures import frames_of
 from heads.reporting.document import (
     Block,
@@ -78,9 +78,8 @@ def examples(
     if sides is None:
         return None
     one, other = sides
-    fingerprint = pair[0].runs[0].about["fingerprint"]
     # Pictures come from the cache of the first group.
-    known = next((cache for cache in caches if cache.fingerprint == fingerprint), None)
+    known = cache_of(caches, pair[0].runs[0].about)
 
     blocks: list[Block] = []
     for name, good, bad in (("better", one, other), ("worse", other, one)):

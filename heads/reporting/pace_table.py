@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from heads.reporting.cache_facts import KnownCache
 from heads.reporting.document import Block, Cell, Column, Table
+from pipeline.cache.joined import caches_of
 from pipeline.stages.bottleneck import Work, has_figures, pace_of
 
 
@@ -21,10 +22,11 @@ def pace(caches: Sequence[KnownCache]) -> list[Block]:
         if known.cache is None:
             continue
         work = Work()
-        for record in known.cache.records["features"].values():
-            # A cache of digits is computed without decoding: it has no such figures.
-            if has_figures(record):
-                work.add(record)
+        for cache in caches_of(known.cache):
+            for record in cache.records["features"].values():
+                # A cache of digits is computed without decoding: it has no such figures.
+                if has_figures(record):
+                    work.add(record)
         found = pace_of(work, work.wall)
         if found is None:
             continue

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from heads.config.recipe import PLAIN
-from heads.reporting.cache_facts import KnownCache, StageStatistics
+from heads.reporting.cache_facts import KnownCache, StageStatistics, cache_of
 from heads.reporting.document import (
     Block,
     Cell,
@@ -204,8 +204,7 @@ def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
     That follows as a comment.
     """
     about, phase, notes = run.about, run.result.get("phase", PLAIN), []
-    fingerprint, manifest = about["fingerprint"], about.get("manifest")
-    known = next((cache for cache in caches if cache.fingerprint == fingerprint), None)
+    manifest, known = about.get("manifest"), cache_of(caches, about)
     frames = about.get("frames")
 
     command = "train" if frames is None else "finetune"

@@ -5,6 +5,7 @@ This room may import from `heads.interface`, `heads.zoo` and `heads.config`.
     run_files        lists the files of a run folder; reads and writes them
     run_writer       the folder of a run at work: log, checkpoints, phases
     folder_lock      only one process may write in a folder
+    grown_cache      a run's description and fields that its cache has got since
     head_versions    runs whose head computes something else since
     manifest_record  which labels and splits a run was trained with
     start_weights    weights from one run, or one phase, to the next

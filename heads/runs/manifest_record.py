@@ -13,8 +13,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from pipeline.cache.folder import earlier_manifests
 from pipeline.manifests.folds import FOLD
 from pipeline.manifests.manifest import Clip, Manifest, ManifestError, read_manifest
 
@@ -34,6 +37,7 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
             training views follows it.
         splits: by name, `clips`, `classes` (label -> clips that have it) and `sha256` of the clips
             and labels in any order.
+        times: checksum of (clip, start, end) of every row, where clips are parts of videos.
         fold: of a manifest that `vidgraph manifest folds` wrote: `number` of this fold, how many
             there are (`of`), and `sha256` of (clip, fold), the same for all folds of one division.
     """
@@ -51,9 +55,14 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
             "sha256": sha256_of_split((clip.clip, clip.labels) for clip in clips),
             "classes": dict(sorted(classes.items())),
         }
+    more: dict[str, Any] = {}
     fold = _fold_of(manifest)
+    if fold:
+        more["fold"] = fold
+    if any(clip.start is not None or clip.end is not None for clip in manifest.clips):
+        more["times"] = _sha256((clip.clip, clip.start, clip.end) for clip in manifest.clips)
     return {
-        **({"fold": fold} if fold else {}),
+        **more,
         "path": os.path.abspath(manifest.path),
         "root": os.path.abspath(manifest.root),
         "sha256": _sha256((clip.clip, clip.split, list(clip.labels)) for clip in manifest.clips),
@@ -146,20 +155,38 @@ def refuse_other_labels(
         ValueError: they differ.
     """
     if recorded["sha256"] == current["sha256"]:
+        # Caches of other windows may have the same fingerprint, clip ids and labels. Runs of
+        # earlier versions recorded no times.
+        if recorded.get("times", current.get("times")) != current.get("times"):
+            raise ValueError(
+                f"{folder} holds a run on the clips of {recorded['path']}, whose start and end "
+                f"differ from those of {current['path']}: choose another folder (--name), or "
+                f"start over with --no-resume"
+            )
         return
     what = differences(recorded, current) or "the same clips in another order"
     # The same path: the file was changed. Another path: another file was given, e.g. a fold.
     if recorded["path"] == current["path"]:
         raise ValueError(
             f"{folder} holds a run on the labels and splits of {recorded['path']}, which has "
-            f"changed since ({what}): pass --manifest with a copy of the old file, choose another "
-            f"folder, or start over with --no-resume"
+            f"changed since ({what}): pass --manifest {_old_file(recorded)}, choose another "
+            f"folder (--name), or start over with --no-resume"
         )
     raise ValueError(
         f"{folder} holds a run on the labels and splits of {recorded['path']}, this command gives "
         f"those of {current['path']} ({what}): pass --manifest {recorded['path']}, choose another "
         f"folder, or start over with --no-resume"
     )
+
+
+def _old_file(recorded: Mapping[str, Any]) -> str:
+    """Where a run's own labels and splits are, if a cache kept them when it grew."""
+    for path in earlier_manifests(Path(recorded["path"]).parent):
+        with suppress(ManifestError, OSError):
+            found = manifest_record(read_manifest(path, recorded["root"]))
+            if found["sha256"] == recorded["sha256"]:
+                return str(path)
+    return "with a copy of the old file"
 
 
 def own_manifest(record: Mapping[str, Any], at_hand: Manifest) -> Manifest | None:
@@ -170,15 +197,21 @@ def own_manifest(record: Mapping[str, Any], at_hand: Manifest) -> Manifest | Non
         at_hand: the manifest in use now, which is tried first.
 
     Returns:
-        `at_hand`, or the file that the record names; None if neither has these labels and splits.
+        `at_hand`, or the file that the record names, or a copy that a cache kept of it when it
+        grew; None if none of them has these labels and splits.
     """
     if not differences(record, manifest_record(at_hand)):
         return at_hand
-    try:
-        recorded = read_manifest(record["path"], record["root"])
-    except (ManifestError, OSError):
-        return None
-    return None if differences(record, manifest_record(recorded)) else recorded
+    recorded = Path(record["path"])
+    folders = dict.fromkeys([recorded.parent, Path(at_hand.path).absolute().parent])
+    for path in [recorded, *[path for folder in folders for path in earlier_manifests(folder)]]:
+        try:
+            found = read_manifest(path, record["root"])
+        except (ManifestError, OSError):
+            continue
+        if not differences(record, manifest_record(found)):
+            return found
+    return None
 
 
 def seen_in_training(trained_with: Manifest | None, at_hand: Manifest, split: str) -> int:

@@ -36,6 +36,7 @@ from heads.config.recipe import recipe_from
 from heads.interface.checkpoints import CHECKPOINT_FORMAT, load_checkpoint  # noqa: F401
 from heads.interface.run_records import LOG_LINE
 from heads.runs.folder_lock import refuse_if_lost
+from heads.runs.grown_cache import as_if_added_before
 from heads.runs.head_versions import refuse_changed_head
 from heads.runs.manifest_record import refuse_other_labels
 from pipeline.cache.records import require
@@ -260,7 +261,8 @@ def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -
         refuse_other_labels(folder, stored["manifest"], asked["manifest"])
     if "recipe" in stored:
         # Options that the recipe has had since then count with their defaults.
-        stored = {**stored, "recipe": recipe_from(stored["recipe"], str(folder)).as_dict()}
+        recipe = recipe_from(stored["recipe"], str(folder))
+        stored = as_if_added_before({**stored, "recipe": recipe.as_dict()}, asked, recipe)
 
     old, new = _flat(stored), _flat(asked)
     differing = []

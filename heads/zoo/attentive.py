@@ -1,7 +1,7 @@
 """The attentive probe: learned queries read all tokens of a view.
 
-Bardes et al., Revisiting Feature Prediction for Learning Visual Representations from Video (V-JEPA),
-TMLR 2024, with one block; Assran et al., V-JEPA 2, 2025, with four blocks and 16 heads.
+Bardes et al., Revisiting Feature Prediction for Learning Visual Representations from Video
+(V-JEPA), TMLR 2024, with one block; Assran et al., V-JEPA 2, 2025, with four blocks and 16 heads.
 
     x = the cells of the map at `cut`, the regions of a view, or both      [B,n,D]
     x = block(x), depth - 1 times                                          [B,n,D]

@@ -25,6 +25,9 @@ AS_PLAYERS, WITH_TIMES = 2, 3
 # cache.json, which has its sha256, is in place.
 MANIFEST, NEXT_MANIFEST = "manifest.csv", "manifest.next.csv"
 
+# What a newer manifest replaced, by the first digits of its sha256. Runs of that time read it.
+EARLIER_MANIFEST = "manifest.{}.csv"
+
 
 class CacheError(ValueError):
     """There is no cache, it is not the one that was asked for, or it lacks something."""
@@ -263,6 +266,17 @@ def relabelled_clips(folder: Path, manifest: Manifest) -> list[str]:
         if old is not None and (old.split, old.labels) != (new.split, new.labels):
             changed.append(new.clip)
     return changed
+
+
+def earlier_manifests(folder: Path) -> list[Path]:
+    """Return the manifests that a cache had before it grew.
+
+    Args:
+        folder: the cache; any other folder gives none.
+    """
+    if not (folder / "cache.json").is_file():
+        return []
+    return sorted(folder.glob(EARLIER_MANIFEST.format("?" * 8)))
 
 
 def check_manifest_copy(folder: Path, record: dict) -> Path:

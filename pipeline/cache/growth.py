@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cache.creation import claim_of, create_files, lock_or_create, root_as_spelled
-from pipeline.cache.folder import MANIFEST, NEXT_MANIFEST, CacheError, read_folder
+from pipeline.cache.folder import (
+    EARLIER_MANIFEST,
+    MANIFEST,
+    NEXT_MANIFEST,
+    CacheError,
+    read_folder,
+)
 from pipeline.files.atomic_files import move_into_place, sha256_of, write_json
 from pipeline.files.owners import part_path
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_clips
@@ -74,7 +80,7 @@ def open_or_grow(
         record, copy = read_folder(folder, manifest)
         new = grown(record, copy)
         if new is not None:
-            _replace(folder, record, new, claim.name)
+            _replace(folder, record, copy, new, claim.name)
     return read_folder(folder, manifest)
 
 
@@ -89,7 +95,7 @@ def _finish_step(folder: Path) -> None:
             path.unlink()
 
 
-def _replace(folder: Path, record: dict, new: Grown, claim: str) -> None:
+def _replace(folder: Path, record: dict, earlier: Manifest, new: Grown, claim: str) -> None:
     """Write what a cache becomes. The caller holds the claim on cache.json."""
     # The seal is that of the file as it was.
     grown = {key: value for key, value in new.record.items() if key != "seal"}
@@ -105,9 +111,25 @@ def _replace(folder: Path, record: dict, new: Grown, claim: str) -> None:
         move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)
+    _keep_earlier(folder, record, earlier, claim)
     about = {"sha256": copy.sha256, "root": str(new.root)}
     write_json(folder / "cache.json", {**grown, "manifest": about}, claim)
     move_into_place(path, folder / MANIFEST)
+
+
+def _keep_earlier(folder: Path, record: dict, earlier: Manifest, claim: str) -> None:
+    """Keep a copy of the manifest that a newer one replaces, without clips that were removed.
+
+    A run that was trained before is evaluated with the labels and splits of that time.
+    """
+    path = folder / EARLIER_MANIFEST.format(earlier.sha256[:8])
+    removed = set(record.get("removed", ()))
+    part = part_path(path, claim)
+    try:
+        write_clips(part, [one for one in earlier.clips if one.clip not in removed], earlier.root)
+        move_into_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def merged_clips(copy: Manifest, manifest: Manifest, where: Path) -> list[Clip]:

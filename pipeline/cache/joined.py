@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.cache.fields import GROUPS, is_cut
 from pipeline.cache.folder import CacheError
+from pipeline.cache.identity import CONTENT_OF_SAMPLING
 from pipeline.cache.reader import Cache, Group
 from pipeline.manifests.manifest import Clip, Manifest
 
@@ -48,10 +49,14 @@ def open_caches(
     return caches[0] if len(caches) == 1 else JoinedCache(caches)
 
 
+def caches_of(cache: "Cache | JoinedCache") -> tuple[Cache, ...]:
+    """Return the caches that are read as one; one cache alone."""
+    return cache.parts if isinstance(cache, JoinedCache) else (cache,)
+
+
 def paths_of(cache: "Cache | JoinedCache") -> list[Path]:
     """Return the folders of a cache, absolute; `open_caches` takes them."""
-    parts = cache.parts if isinstance(cache, JoinedCache) else (cache,)
-    return [part.path.resolve() for part in parts]
+    return [part.path.resolve() for part in caches_of(cache)]
 
 
 def require_same_values(first: Cache, other: Cache) -> None:
@@ -90,7 +95,8 @@ class JoinedCache:
     Attributes:
         parts: the caches, in the order given.
         path: the folder of the first one.
-        config: all that determined the stored values; the same for all.
+        config: all that determined the stored values, which is the same for all; of the fields,
+            those that all have, and of the numbers of views, the largest.
         fingerprint: that of the caches where it is the same, else a checksum of theirs in order.
     """
 
@@ -106,7 +112,7 @@ class JoinedCache:
         for cache in caches[1:]:
             require_same_values(caches[0], cache)
         self.parts = tuple(caches)
-        self.path, self.config = caches[0].path, caches[0].config
+        self.path, self.config = caches[0].path, _joined_config(caches)
         self.fingerprint = _joined_fingerprint([cache.fingerprint for cache in caches])
         self._groups: dict[str, JoinedGroup] = {}
         self._refuse_shared_clips()
@@ -156,6 +162,11 @@ class JoinedCache:
             if any(one.clip == clip for one in part.manifest.clips):
                 return part
         raise CacheError(f"{self}: no clip {clip!r} in their manifests")
+
+    @property
+    def box_classes(self) -> tuple[str, ...]:
+        """The names of the boxes' classes, which all caches have in common; see `Cache`."""
+        return self.parts[0].box_classes
 
     @property
     def failures(self) -> list[dict]:
@@ -329,6 +340,20 @@ class JoinedGroup:
                 inside = tuple(map(slice, values.shape[1:]))
                 out[name][(places, *inside)] = values
         return out
+
+
+def _joined_config(caches: Sequence[Cache]) -> dict:
+    """The config of the first cache, with what caches of one fingerprint may have each."""
+    config = dict(caches[0].config)
+    if "keep" in config:
+        for cache in caches[1:]:
+            config["keep"] = [name for name in config["keep"] if name in cache.config["keep"]]
+    if isinstance(config.get("sampling"), dict):
+        config["sampling"] = dict(config["sampling"])
+        for key in CONTENT_OF_SAMPLING:
+            counts = [cache.config["sampling"].get(key, 0) for cache in caches]
+            config["sampling"][key] = max(counts)
+    return config
 
 
 def _joined_fingerprint(fingerprints: Sequence[str]) -> str:

@@ -258,6 +258,8 @@ def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) ->
     """
     marker = done_marker(path)
     record = require(read_json(marker), STATISTICS, marker)
+    # The file names both groups; here one without rows is none.
+    record["groups"] = {name: of for name, of in record["groups"].items() if of["rows"]}
     _check_groups(record, marker)
     if attrs is None:
         return record

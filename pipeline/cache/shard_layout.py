@@ -9,9 +9,12 @@ Only this module reads through HDF5, from a descriptor that the caller opened. I
   them become `Unreadable`.
 """
 
+import atexit
+import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
@@ -37,6 +40,18 @@ PLAIN_KINDS = "biufS"
 # The attributes of a shard's file, and the bytes that one of them may have.
 ATTRS = ("format", "fingerprint", "shard", "clips_sha256", "source_sha256")
 LONG_ATTR = 4096
+
+
+@cache
+def _close_library_at_exit() -> None:
+    """Have HDF5 closed while Python still runs.
+
+    HDF5 keeps a file that it failed to open or to close until the process ends. Then it lets go of
+    the Python object that it read from, when Python is gone already: the process would crash after
+    its work.
+    """
+    # h5py has no name for this function. A library's handle finds those of its dependencies, too.
+    atexit.register(ctypes.CDLL(h5py.h5.__file__).H5close)
 
 
 class Unreadable(Damaged):
@@ -121,8 +136,12 @@ class ShardTables:
         """
         self.path, self.bytes = path, ReadOnlyFile(number)
         with self._reading():
-            # A finished file never changes, and some file systems refuse locks.
-            self._file = h5py.File(self.bytes, "r", locking=False)
+            try:
+                # A finished file never changes, and some file systems refuse locks.
+                self._file = h5py.File(self.bytes, "r", locking=False)
+            except Exception:
+                _close_library_at_exit()
+                raise
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -151,7 +170,7 @@ class ShardTables:
         try:
             self._file.close()
         except Exception:
-            return
+            _close_library_at_exit()
 
     def attrs(self) -> dict[str, str | int]:
         """Return the attributes that say where the shard belongs.

@@ -282,7 +282,11 @@ class ShardWriter:
             self._out.close()
             self._out.check()
             record |= {"bytes": self._part.stat().st_size, "sha256": sync_and_hash(self._part)}
-            with json_part(done_marker(self.path), record, self.claim) as statistics:
+            # Both groups, so that no reader of these files has to look which are there.
+            none = {"rows": 0, "absent": [], "fields": {}}
+            groups = {group: record["groups"].get(group, none) for group in GROUPS}
+            written = {**record, "groups": groups}
+            with json_part(done_marker(self.path), written, self.claim) as statistics:
                 self._publish(statistics, replace)
         except BaseException:
             self._abandon()

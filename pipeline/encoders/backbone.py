@@ -114,9 +114,9 @@ class EncoderBackbone(Backbone):
             return output
 
         (model,) = self._skeleton
-        with torch.no_grad(), torch.device("meta"):
-            with Taps(_blocks(model, encoder), seen).open():
-                last = encoder.run(model, _pixels(encoder, size, "meta"))
+        taps = Taps(_blocks(model, encoder), seen)
+        with torch.no_grad(), torch.device("meta"), taps.open():
+            last = encoder.run(model, _pixels(encoder, size, "meta"))
         if not encoder.last:
             outputs.append(last)
         return outputs
@@ -340,12 +340,11 @@ class EncoderBackbone(Backbone):
         """The map of a block's output."""
         encoder = self.encoder
         layout, state = encoder.layout, state_of(output)
-        if number < len(encoder.blocks):
-            if encoder.reroll is not None:
-                # Libraries number the blocks or stages in the order of their list.
-                place = int(encoder.blocks[number].rpartition(".")[2])
-                rolled = model.get_submodule(encoder.reroll).reroll(state, place)
-                layout, state = replace(layout, channels_last=True), rolled
+        if encoder.reroll is not None and number < len(encoder.blocks):
+            # Libraries number the blocks or stages in the order of their list.
+            place = int(encoder.blocks[number].rpartition(".")[2])
+            rolled = model.get_submodule(encoder.reroll).reroll(state, place)
+            layout, state = replace(layout, channels_last=True), rolled
         return layout.to_map(state, size)
 
     def _put(self, fmap: Tensor, number: int, output: Any) -> Any:

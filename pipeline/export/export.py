@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from pipeline.cache.joined import JoinedCache, paths_of
 from pipeline.cache.reader import Cache
@@ -129,6 +130,9 @@ def _chosen(
         found = rows_of_split(cache, split, manifest, fields, views)
         for reason, clips in found.left_out.items():
             more = ", …" if len(clips) > 5 else ""
+            if reason.endswith(" views"):
+                more += f"; `vidgraph extract --cache {quote(str(cache.path))} --add views "
+                more += "--views-for-all` adds them"
             say(
                 f"split {split}: {len(clips):,} clips {reason} and are left out: "
                 f"{', '.join(clips[:5])}{more}"

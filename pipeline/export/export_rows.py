@@ -99,7 +99,9 @@ def rows_of_split(
         good = [row for row in of_clip if group.ok[row]]
         if not good:
             reason = "failed at extraction"
-            if not any(group.present[row] for row in of_clip):
+            if not len(of_clip):
+                reason = f"have no {name} views"
+            elif not any(group.present[row] for row in of_clip):
                 reason = "are in shards that are not complete"
             left_out.setdefault(reason, []).append(clip.clip)
         rows += good

@@ -20,7 +20,8 @@ from pipeline.cache.shards import Shards
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.plugins import mentioned_in
 from pipeline.stages.config import OF_BOXES, ExtractConfig
-from pipeline.views.sampling import Sampling, count_views, same_test_views
+from pipeline.views.equal_views import same_test_views
+from pipeline.views.sampling import Sampling, count_views
 from pipeline.workers.waiting import PrintLine
 
 # A column of a manifest with this name, or one that begins so, holds folds: every clip is trained

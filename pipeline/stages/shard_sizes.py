@@ -4,10 +4,10 @@ All machines that work on a cache agree on its shards, however many workers they
 what a stopped run loses and what runs share, so there are many:
 
 - at most `shard_bytes` (2 GiB), counted by the views that each clip's split needs;
-- at least SHARDS shards, where there are clips enough;
-- at least FEWEST clips in each. A batch never crosses a shard, because what is stored must not
-  depend on when a run was stopped. Shards of single clips would make batches of single views, and
-  two files with their syncs for every clip. So a stopped run loses at most a few finished clips.
+- at least SHARDS shards, where there are that many clips;
+- of fewer clips, FEWEST in each. A batch never crosses a shard, because what is stored must not
+  depend on when a run was stopped. Shards of single clips make batches of single views, and two
+  files with their syncs for every clip. So a stopped run loses at most a few finished clips.
 """
 
 import math
@@ -73,7 +73,7 @@ def divide(
     if shard_size:
         return [len(clips) for clips in shard_ranges(len(views), shard_size)]
 
-    most = max(FEWEST, len(views) // SHARDS)
+    most = len(views) // SHARDS or FEWEST
     # Clips with the same views share one tuple, so few sums are computed.
     bytes_of: dict[tuple, int] = {}
     lengths: list[int] = []

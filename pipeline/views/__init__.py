@@ -5,6 +5,7 @@ Where things are decided:
     which frame numbers      pipeline/views/frame_numbers.py   segments, stride, linspace, gos
     which crop               pipeline/views/crops.py
     all of one view          pipeline/views/sampling.py        `Sampling` (options), `views_of`
+    which test views stay    pipeline/views/equal_views.py     where their number changes
     random numbers           pipeline/views/stateless_random.py
     what is known of a clip  pipeline/views/video_info.py
 

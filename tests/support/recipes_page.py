@@ -14,7 +14,7 @@ SYSTEMS = {
     "dyreg": "DyReg-GNN",
     "rstg": "RSTG",
     "ean": "EAN",
-    "attentive": "The attentive probe",
+    "attentive": "The attentive probe of V-JEPA 2",
     "stin": "STIN (Something-Else)",
     "stlt": "STLT",
     "demo": "The demo",

@@ -120,7 +120,7 @@ def test_the_page_names_every_map_of_every_head(name, cache):
     maps = maps_of(cache, name)
     assert {m.split(".")[0] for m in maps} == told
     B, T, N = 2, *cache["test"].shape("valid")
-    sizes = {"B": B, "T": T, "N": N, "n": T * N, "T-1": T - 1, "M": 4, "P": 16, "G": 16}
+    sizes = {"B": B, "T": T, "N": N, "n": T * N, "T-1": T - 1, "M": 4, "P": 16, "G": 16, "Q": 1}
     sizes |= {"cells": 1, "E": 6, "O": 5, "layers": 2, "heads": 8, "m": T * 4, "h": 4, "w": 4}
     for row in mine:
         for m, shape in re.findall(r"`([\w.]+)` \[([\w ,-]+)\]", row.split("|")[2]):
@@ -215,7 +215,7 @@ def test_the_command_writes_a_picture_and_says_where(cache, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("clip-99",), "did you mean clip-9"),
+        (("clip-99",), "no clip 'clip-99' among its 24; the nearest are clip-9, "),
         (("clip-1", "--view", "7"), "views 0 to 1"),
         (("clip-1", "--what", "boxes,edgs"), "edges"),
         (("clip-1", "--out", "clip.gif"), ".mp4"),

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -416,3 +418,28 @@ def test_a_disk_that_cannot_read_is_an_error_of_the_machine_that_names_the_shard
             named = error.errno, Path(error.filename).name
         assert named == (errno.EIO, "00000.h5"), failing
     assert 3 < failing < 99
+
+
+UNREADABLE = """
+import errno, os, sys
+from pipeline.cache import shard_layout
+
+def fails(*given):
+    raise OSError(errno.EIO, "Input/output error")
+
+number = os.open(sys.argv[1], os.O_RDONLY)
+os.preadv = fails
+try:
+    shard_layout.ShardTables(sys.argv[1], number)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_process_that_met_an_unreadable_file_ends_with_its_own_exit_code(tmp_path):
+    path = tmp_path / "00000.h5"
+    with h5py.File(path, "w") as file:
+        file["some"] = np.arange(3)
+    command = [sys.executable, "-c", UNREADABLE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("Input/output error\n", 0), done.stderr

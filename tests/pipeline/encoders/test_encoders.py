@@ -258,7 +258,7 @@ def test_weights_that_lack_a_part_are_refused(folder, tmp_path):
     save_file(state, tmp_path / "less.safetensors")
     with pytest.raises(ValueError, match="do not fit: the file misses"):
         build_backbone(f"hf:{folder('VideoMAE')}", str(tmp_path / "less.safetensors"))
-    with pytest.raises(ValueError, match="weights imagenet: .* takes pretrained"):
+    with pytest.raises(ValueError, match=r"weights imagenet: .* takes pretrained"):
         build_backbone(f"hf:{folder('VideoMAE')}", "imagenet")
     with pytest.raises(ValueError, match="no such file"):
         build_backbone(f"hf:{folder('VideoMAE')}", str(tmp_path / "nothing.pt"))
@@ -299,7 +299,7 @@ def test_code_of_a_repository_is_never_run(tmp_path):
 def test_a_folder_without_a_processor_is_refused_unless_mean_and_std_are_given(folder, tmp_path):
     shutil.copytree(folder("ViT"), tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="no preprocessor_config.json says the mean"):
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json says the mean"):
         build_backbone(f"hf:{tmp_path}/m")
     given = build_backbone(f"hf:{tmp_path}/m", mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3))
     assert given.std == pytest.approx((0.1, 0.2, 0.3))

@@ -78,8 +78,9 @@ def make(name, weights, tmp_path):
         return build_proposals(
             name, weights=str(folder / "torchvision.pth"), size=64, num_boxes=4, bn_eps=1e-5
         )
-    if name == "detectron2":
+    if name in ("detectron2", "detectron2_detector"):
         require_detectron2()
+    if name in ("detectron2", "detectron2_detector", "torchvision_detector"):
         return build_proposals(name, weights="none", size=64, num_boxes=4)
     if name == "digit_rpn":
         from pipeline.proposals.digit_rpn import Net

@@ -3,19 +3,27 @@
 import pytest
 
 from pipeline.stages.shard_sizes import FEWEST, SHARDS, divide
-from pipeline.views.sampling import Sampling, VideoInfo, same_test_views, views_of
+from pipeline.views.equal_views import same_test_views
+from pipeline.views.sampling import Sampling, views_of
+from pipeline.views.video_info import VideoInfo
 
 TRAIN, TEST = (("train", 0),), (("test", 0), ("test", 1), ("test", 2))
 SIZES = {"train": 10, "test": 20}
 
 
-@pytest.mark.parametrize("clips", [1, 3, 4, 24, 255, 256, 257, 300, 10_802])
-def test_there_are_64_shards_where_there_are_clips_enough_and_few_small_ones(clips):
+@pytest.mark.parametrize("clips", [64, 65, 127, 128, 255, 256, 257, 300, 10_802])
+def test_there_are_64_shards_where_there_are_that_many_clips(clips):
     lengths = divide([TRAIN] * clips, SIZES, 2 << 30)
     assert sum(lengths) == clips
-    assert len(lengths) >= min(SHARDS, clips // FEWEST)
-    assert min(lengths[:-1], default=FEWEST) >= FEWEST
-    assert len(lengths) <= 2 * SHARDS
+    assert SHARDS <= len(lengths) < 2 * SHARDS
+
+
+@pytest.mark.parametrize("clips", [1, 3, 4, 24, 63])
+def test_few_clips_are_in_shards_of_four(clips):
+    lengths = divide([TRAIN] * clips, SIZES, 2 << 30)
+    assert sum(lengths) == clips
+    assert set(lengths[:-1]) <= {FEWEST}
+    assert lengths[-1] <= FEWEST
 
 
 def test_no_shard_has_more_bytes_than_it_may_whatever_the_views_of_its_clips():
