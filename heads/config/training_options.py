@@ -109,7 +109,8 @@ class Training:
         momentum, nesterov: of SGD.
         weight_decay: weight decay.
         schedule: of the learning rate. "constant" changes nothing. "steps": times `factor` at each
-            point of `drop_at`. "cosine": to 0 at the end. "plateau": times `factor` when the
+            point of `drop_at`. "cosine" and "linear": to 0 at the end, the latter
+            in a straight line from the end of the warm-up. "plateau": times `factor` when the
             validation loss has had no new minimum for more than `patience` epochs. A minimum is
             lower by a ten-thousandth, as torch's ReduceLROnPlateau(patience=...) counts.
         drop_at: points of "steps", in the unit of the length.
@@ -138,7 +139,7 @@ class Training:
     momentum: Momentum = 0.9
     nesterov: bool = False
     weight_decay: Real = 1e-4
-    schedule: Literal["constant", "steps", "cosine", "plateau"] = "constant"
+    schedule: Literal["constant", "steps", "cosine", "linear", "plateau"] = "constant"
     drop_at: tuple[Positive, ...] = ()
     warm_up: Count = 0
     factor: Fraction = 0.1
@@ -205,6 +206,9 @@ class Training:
             # Half a period of a cosine: lr at the first step, 0 after the last.
             angle = math.pi * step / self.total_steps(steps_per_epoch)
             return lr * 0.5 * (1 + math.cos(angle))
+        if self.schedule == "linear":
+            total = self.total_steps(steps_per_epoch)
+            return lr * min(1.0, (total - step) / max(1, total - self.warm_up))
         unit = 1 if self.iterations else steps_per_epoch
         drops = sum(step >= point * unit for point in self.drop_at)
         return lr * self.factor**drops

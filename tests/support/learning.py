@@ -1,4 +1,4 @@
-"""A real cache of digit videos, with the digits' true boxes, for the tests that train.
+"""A real cache of digit videos, with the digits' true boxes and classes, for tests that train.
 
 The network is `digit_cnn`, pre-trained on single digits. Frames go from the generator to the
 network in memory. Its map, the mean of the map and RoIAlign's nodes go through ShardWriter to the
@@ -16,6 +16,7 @@ from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.cache.reader import Cache, create_cache
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.digits import DigitVideos, Task, load_images
+from pipeline.digits.digit_cache import DIGITS
 from pipeline.manifests.manifest import write_manifest
 from pipeline.regions.roi_align import roi_align
 from pipeline.stages.graphs import build_graphs
@@ -61,7 +62,8 @@ def write_digit_cache(
             views.append(view)
 
     manifest = write_manifest(folder / "clips.csv", rows)
-    plan = create_cache(folder / "cache", {"backbone": "digit_cnn"}, manifest, len(rows))
+    config = {"backbone": "digit_cnn", "box_classes": list(DIGITS), "box_tracks": True}
+    plan = create_cache(folder / "cache", config, manifest, len(rows))
     fields = {name: (value.shape, value.dtype.name) for name, value in views[0].items()}
     table = GroupPlan([row["clip"] for row in rows], [0] * len(rows), fields)
     with ShardWriter(plan.path(0), {"train": table, "test": table}, attrs=plan.attrs(0)) as writer:
@@ -91,6 +93,8 @@ def views_of(
                 "boxes": boxes,
                 "scores": valid.float(),
                 "valid": valid,
+                "box_class": batch.classes[:, None].expand(valid.shape).short(),
+                "track": torch.arange(valid.shape[2], dtype=torch.int32).expand(valid.shape),
                 "flip": torch.zeros(size, dtype=torch.bool),
                 "grid": torch.tensor(fmap.shape[-2:], dtype=torch.int16).expand(size, 2),
             }

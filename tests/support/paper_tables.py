@@ -280,6 +280,21 @@ TABLES = (
         trained=STH,
         phrase="V-JEPA 2",
     ),
+    # --- heads on boxes and identities
+    PaperTable(
+        "stin",
+        "Compositional split",
+        "boxes, classes, non-local blocks and appearance on Something-Else",
+        trained=f"{STH}; {MEETING}",
+        phrase="compositional split",
+    ),
+    PaperTable(
+        "stlt",
+        "Compositional split",
+        "layout alone, and three fusions with appearance, on Something-Else",
+        trained=f"{STH}; {MEETING}",
+        phrase="compositional split",
+    ),
     # --- this project's own
     PaperTable(
         "demo",

@@ -15,6 +15,8 @@ SYSTEMS = {
     "rstg": "RSTG",
     "ean": "EAN",
     "attentive": "The attentive probe of V-JEPA 2",
+    "stin": "STIN (Something-Else)",
+    "stlt": "STLT",
     "demo": "The demo",
     "own": "One's own videos",
 }

@@ -19,7 +19,7 @@ from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Dims, dims_from
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
-from pipeline.cache.fields import is_cut
+from pipeline.cache.fields import LABELS, is_cut
 
 EAB = "--set backbone_options.eab="
 LMC = "--set sampling.consecutive=5 --set backbone_options.lmc=true"
@@ -282,11 +282,15 @@ def built(recipe: Recipe, config) -> None:
                 boxes if "boxes" in config.keep else 0,
                 whole.C if "pooled" in config.keep else 0,
                 kept,
+                # Something-Else's annotations say hand or object, and keep objects apart.
+                2 if config.proposals == "annotations" else 0,
             )
             needs = head_of(
                 chosen.head.name, json.dumps(chosen.head.options), json.dumps(dims.as_dict())
             )
-            assert set(needs) <= {*config.keep, "valid", "scores", "iou", "nearest", "similar"}
+            known = LABELS if config.proposals == "annotations" else ()
+            stored = {*config.keep, "valid", "scores", "iou", "nearest", "similar", *known}
+            assert set(needs) <= stored
 
 
 def tables_of(source: str) -> set[int]:
@@ -372,12 +376,23 @@ def test_the_cache_of_a_row_of_gos_has_the_views_of_its_backbone_and_four_a_clip
     assert cache == replace(frames, train_views=4)
 
 
+# Their recipes name no table of their paper, or not all.
+NO_TABLE = ("demo", "strg", "attentive", "stin", "stlt")
+
+
 def test_every_recipe_of_a_paper_is_a_row():
     papers = {
         name
         for name in recipe_names()
-        if name.split("_")[0] not in ("demo", "strg", "attentive") or "table" in name
+        if name.split("_")[0] not in NO_TABLE or "table" in name
         if name not in OWN_VIDEOS
         if "_backbone_" not in name
     }
     assert papers == {name for _, _, name, _ in ROWS}
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith(("stin_", "stlt_"))])
+def test_a_recipe_of_something_else_builds_in_the_sizes_of_its_command(name):
+    config = config_of_command(name, ())
+    assert config.proposals == "annotations"
+    built(read_recipe(name), config)

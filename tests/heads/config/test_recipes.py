@@ -29,7 +29,11 @@ MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
 MAPS = {"res2.1": 256, "res3": 512, "res3.2": 512, "res4.4": 1024, "res5": 2048}
 GRIDS = {"res2": 56, "res3": 28, "res4": 14, "res5": 7}
 DIMS = Dims(
-    T=16, N=10, C=2048, maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()}
+    T=16,
+    N=10,
+    C=2048,
+    maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()},
+    box_classes=2,
 )
 
 
@@ -296,6 +300,16 @@ def test_schedules():
     assert cosine.lr_at(0, 5) == 2
     assert cosine.lr_at(25, 5) == pytest.approx(1)
     assert 0 < cosine.lr_at(49, 5) < 0.01
+    linear = Training(epochs=10, schedule="linear", lr=2.0)
+    assert [linear.lr_at(step, 5) for step in (0, 25)] == [2, 1]
+    assert linear.lr_at(49, 5) == pytest.approx(2 / 50)
+
+
+def test_the_linear_schedule_falls_from_the_end_of_the_warm_up():
+    """A straight line up, one down to 0, as STLT's release has them."""
+    training = Training(iterations=10, schedule="linear", lr=1.0, warm_up=2)
+    wanted = [1 / 3, 2 / 3, *(left / 8 for left in range(8, 0, -1))]
+    assert [training.lr_at(step, 5) for step in range(10)] == pytest.approx(wanted)
 
 
 def test_the_rate_rises_linearly_to_the_schedules_in_the_warm_up():

@@ -20,6 +20,7 @@ from heads.interface.loss import loss_of
 from heads.papers.dyreg.distillation import Teachers
 from heads.training.learner import Learner
 from heads.training.optimisers import Optimisers
+from heads.training.stacked_learner import StackedLearner
 from heads.zoo import build_head
 
 STEPS = 4  # mini-batches per epoch
@@ -345,3 +346,34 @@ def test_teachers_that_do_not_match_the_student_are_refused():
         Teachers(dyreg(), [dyreg(), dyreg()])
     with pytest.raises(ValueError, match="expected heads dyreg as student and teachers, got Small"):
         Teachers(dyreg(), [Small()])
+
+
+# --- logits of branches
+
+
+class Branches(nn.Module):
+    """A head whose logits are the mean of two parts', which learn the labels, too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, clips):
+        x = clips.pooled.mean(1)
+        parts = (self.one(x), self.two(x))
+        return HeadOutput(sum(parts) / 2, branches=parts)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_loss_is_the_mean_over_logits_and_branches(together):
+    one, (clips, targets) = learner(Branches()), batch()
+    out = one.head(clips)
+    losses = [F.cross_entropy(logits, targets) for logits in (out.logits, *out.branches)]
+    wanted = sum(losses) / 3
+    if together:
+        stacked = StackedLearner([one, learner(Branches())])
+        found = stacked.backward(clips, targets)[0][0]
+        torch.testing.assert_close(found, wanted.detach().double().expand(2))
+    else:
+        torch.testing.assert_close(one.loss_in(out, targets)[0], wanted)

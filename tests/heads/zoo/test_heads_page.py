@@ -13,12 +13,19 @@ from pipeline.backbones import build_backbone
 from pipeline.cache.fields import field_of
 
 PAGE = (Path(__file__).parents[3] / "docs" / "heads.md").read_text()
-WIDTH = {"feature": 2, "float32": 4, "int32": 4, "bool": 1}  # bytes, with features in float16
+WIDTH = {
+    "feature": 2,
+    "float32": 4,
+    "int32": 4,
+    "int16": 2,
+    "bool": 1,
+}  # bytes, with features in float16
 
 STH, CHARADES, SYNC = 174, 157, 46
 I3D = {"res5": (2048, 7, 7)}
 STRG = {"res5": (2048, 14, 14)}
 DIGITS = {"conv3": (512, 6, 6)}
+MAP = {"res5": (2048, 4, 4)}
 TSM = {"res3.1": (512, 28, 28), "res4.3": (1024, 14, 14), "res5.0": (2048, 7, 7)}
 # (head, the page's words for where) -> sizes, classes, options
 SIZES: dict[tuple[str, str], tuple[Dims, int, dict]] = {
@@ -76,6 +83,26 @@ SIZES: dict[tuple[str, str], tuple[Dims, int, dict]] = {
     ),
     ("attentive", "V-JEPA 2, ViT-L"): (Dims(8, maps={"last": (1024, 16, 16)}), STH, {}),
     ("attentive", "regions of ViT-L"): (Dims(8, 10, 1024), STH, {"reads": "nodes"}),
+    ("stin", "STIN + OIE"): (Dims(8, 4, box_classes=2), STH, {}),
+    ("stin", "STIN + OIE + NL, released"): (
+        Dims(8, 4, box_classes=2),
+        STH,
+        {"variant": "released", "non_local": 3},
+    ),
+    ("stin", "I3D + STIN + OIE + NL, released"): (
+        Dims(8, 4, 2048, box_classes=2),
+        STH,
+        {"variant": "released", "non_local": 3, "appearance": "pooled"},
+    ),
+    ("stlt", "STLT"): (Dims(16, 7, box_classes=2), STH, {}),
+    **{
+        ("stlt", f"{name}, released"): (
+            Dims(16, 7, maps=MAP, box_classes=2),
+            STH,
+            {"fusion": fusion, "variant": "released"},
+        )
+        for name, fusion in (("LCF", "late"), ("CAF", "cross"), ("CACNF", "central"))
+    },
 }
 
 
