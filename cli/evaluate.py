@@ -316,7 +316,7 @@ def _evaluate(run, cache, manifest, split, options, videos, per_class) -> int:
 
     keep_freed_memory()
     lost = []
-    if cache is None and _is_from_frames(run, options["checkpoint"], options["phase"]):
+    if not cache and _is_from_frames(run, options["checkpoint"], options["phase"]):
         labels = read_manifest(manifest, videos["root"]) if manifest else None
         found, lost = _evaluate_frames(run, labels, split, options, videos)
     else:

@@ -39,6 +39,8 @@ VIEWS_ONLY = {
 }
 # Those that decide where boxes are. A cache without boxes has none of them.
 OF_BOXES = {"proposals", "proposal_options", "roi_pool", "resize"}
+# What is known of the boxes' classes and tracks.
+OF_LABELS = ("box_classes", "box_tracks")
 
 
 @dataclass(frozen=True)
@@ -330,7 +332,7 @@ def feature_differences(
     """Compare what decides the features of two caches.
 
     What decides boxes does not count where one of the caches has none: a head that reads boxes
-    misses them by name, and no other field depends on them.
+    misses them by name, and no other field depends on them. The same holds for classes and tracks.
 
     Args:
         config: the configuration of a run's cache, "there" in the texts.
@@ -344,6 +346,9 @@ def feature_differences(
     keys = set(keys) or (config.keys() | other.keys()) - VIEWS_ONLY
     if "proposals" not in config or "proposals" not in other:
         keys -= OF_BOXES
+    for name in OF_LABELS:
+        if name not in config or name not in other:
+            keys.discard(name)
     differing = []
     for key in sorted(keys - set(ignored)):
         there, here = config.get(key), other.get(key)

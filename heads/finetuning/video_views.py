@@ -55,6 +55,11 @@ class PlannedCache:
     sampling: Sampling
 
     @property
+    def stored(self) -> Manifest:
+        """The clips that have views: all of them."""
+        return self.manifest
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """train, test, or both."""
         return tuple([group for group, count in count_views(self.sampling).items() if count])

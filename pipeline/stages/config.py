@@ -323,7 +323,8 @@ def recorded_for_views(record: dict[str, Any], config: ExtractConfig) -> dict[st
         "sampling": {**record["sampling"], **counts},
     }
     if not config.wants_boxes:
-        for key in OF_BOXES:
+        # A part without boxes loads no source of them, which knows classes and tracks.
+        for key in (*OF_BOXES, "box_classes", "box_tracks"):
             record.pop(key, None)
     return record
 

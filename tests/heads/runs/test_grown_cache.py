@@ -105,7 +105,7 @@ def test_a_run_is_evaluated_with_its_own_splits_after_clips_were_added(videos, s
     assert len(kept) == 1
     result = evaluate(tmp_path / "run", cache, split="test", say=lambda _: None)
     # The test split of that time has two clips, that of now three.
-    assert result.metrics["test"] == first.metrics["test"]
+    assert result == first.metrics["test"]
     with pytest.raises(ValueError, match=f"has changed since .*--manifest {kept[0]}"):
         trained(cache, tmp_path / "run")
 

@@ -205,3 +205,16 @@ def test_packing_labels_equals_a_plain_loop():
                 for place_, i in enumerate(rows):
                     if keep[k, i]:
                         np.testing.assert_allclose(found["boxes"][k, place_], boxes[k, i], 1e-6)
+
+
+def test_a_map_is_added_to_a_cache_whose_boxes_have_names(labelled, tmp_path):
+    few = config_of(labelled, keep=("pooled", "boxes"))
+    run(labelled, tmp_path / "cache", few)
+    before = Cache(tmp_path / "cache")["train"].view(0)
+    run(labelled, tmp_path / "cache", replace(few, keep=("conv2",)))
+    grown = Cache(tmp_path / "cache")
+    assert grown.box_classes == ("cup", "hand")
+    after = grown["train"].view(0)
+    assert set(after) - set(before) == {"conv2", "grid.conv2"}
+    for name in ("box_class", "track"):
+        np.testing.assert_array_equal(after[name], before[name])
