@@ -455,11 +455,10 @@ def _resize_of_cache(given: dict) -> str:
 
 
 def _box_labels_for(given: dict) -> bool:
-    """Whether classes and tracks of boxes are stored: a cache goes on as it began."""
+    """Whether classes and tracks of boxes are stored, which caches of format 1 began without."""
     from pipeline.cache.reader import read_cache_json
 
     cache = given.get("cache")
     if not cache or not (Path(cache) / "cache.json").is_file():
         return True
-    began = read_cache_json(Path(cache))["config"]
-    return "box_classes" in began or "box_tracks" in began
+    return read_cache_json(Path(cache))["format"] > 1
