@@ -137,6 +137,7 @@ def build(
     fusion_layers: int = 4,
     after: str = "",
     frames: int = 256,
+    box_start: float = 1.0,
     dropout: float = 0.1,
 ) -> STLT:
     """Build STLT and its fusions: Radevski et al., BMVC 2021.
@@ -158,6 +159,8 @@ def build(
         fusion_layers: blocks of "cross" and "central".
         after: what follows appearance's attention in these: "feedforward" or "attention".
         frames: positions of steps, one more than the most steps.
+        box_start: a factor of the first weights of a box. At 1, as in the release, classes outweigh
+            places at the start; few videos need more.
         dropout: in every block, and on the tokens of boxes and steps.
 
     Returns:
@@ -173,6 +176,7 @@ def build(
     one_of("stlt", "reads", reads, READS)
     at_least("stlt", 1, width=width, heads=heads)
     at_least("stlt", 2, frames=frames)
+    at_least("stlt", 0, box_start=box_start)
     depths = {"spatial_layers": spatial_layers, "temporal_layers": temporal_layers}
     at_least("stlt", 1, **depths, appearance_layers=appearance_layers, fusion_layers=fusion_layers)
     if width % heads:
@@ -188,7 +192,16 @@ def build(
     dims.require("stlt", *needs)
 
     kinds = dims.box_classes if classes == "boxes" else 1
-    layout = Layout(kinds, scores, frames, width, heads, (spatial_layers, temporal_layers), dropout)
+    layout = Layout(
+        kinds,
+        scores,
+        frames,
+        width,
+        heads,
+        (spatial_layers, temporal_layers),
+        dropout,
+        box_start,
+    )
     appearance = None
     if seen:
         channels, shape = dims.C, (dims.T, 1, 1)

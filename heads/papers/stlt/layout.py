@@ -27,13 +27,16 @@ class Boxes(nn.Module):
         scores: whether tokens know their scores.
         width: D.
         dropout: on tokens.
+        start: a factor of the first weights of a box.
     """
 
-    def __init__(self, kinds: int, scores: bool, width: int, dropout: float):
+    def __init__(self, kinds: int, scores: bool, width: int, dropout: float, start: float = 1.0):
         super().__init__()
         # Row 0, which stays 0, is for boxes without a class; the last row is the whole frame.
         self.kind = nn.Embedding(kinds + 2, width, padding_idx=0)
         self.place = nn.Linear(4, width)
+        with torch.no_grad():
+            self.place.weight.mul_(start)
         self.score = nn.Linear(1, width) if scores else None
         self.norm, self.drop = nn.LayerNorm(width, eps=EPS), nn.Dropout(dropout)
 
@@ -69,6 +72,7 @@ class Layout(nn.Module):
         heads: of every attention.
         depths: blocks over boxes, blocks over steps.
         dropout: everywhere.
+        start: a factor of the first weights of a box.
     """
 
     def __init__(
@@ -80,10 +84,11 @@ class Layout(nn.Module):
         heads: int,
         depths: tuple[int, int],
         dropout: float,
+        start: float = 1.0,
     ):
         super().__init__()
         spatial, temporal = depths
-        self.boxes = Boxes(kinds, scores, width, dropout)
+        self.boxes = Boxes(kinds, scores, width, dropout, start)
         self.spatial = nn.ModuleList([Block(width, heads, dropout) for _ in range(spatial)])
         self.position = nn.Embedding(frames, width)
         self.kind = nn.Embedding(3, width)
