@@ -38,7 +38,7 @@ from pipeline.stages import extract_shards
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
 from pipeline.video.decode import write_video
-from pipeline.video.view_pixels import ClipPixels, DecodeViews, run_task
+from pipeline.video.view_pixels import ClipPixels, DecodeViews, run_task, step_frames
 from pipeline.views.sampling import Sampling
 from pipeline.views.video_info import VideoInfo
 
@@ -55,18 +55,16 @@ class FreeDecoder:
         info = VideoInfo(FRAMES, WIDTH, HEIGHT, 12.0)
         views = task._views(info)
         pixels = [_canvas((len(view.frames), *view.size, 3)) for view in views]
-        frames, numbers = None, tuple(range(0, 2 * task.steps, 2))
+        frames, looked_at = None, set()
+        for view in views:
+            looked_at.update(step_frames(view, task.steps))
+        numbers = tuple(sorted(looked_at))
         if task.frame_size is not None:
-            height, width = _short_side(task)
-            frames = _canvas((len(numbers), height, width, 3))
+            # The device resizes: frames cross as they were decoded.
+            frames = _canvas((len(numbers), HEIGHT, WIDTH, 3))
         # The boxes of these networks are zeros, whatever the frames' numbers are.
         times = [np.zeros(task.steps, np.float32)] * len(views)
         return ClipPixels(info, views, pixels, numbers, frames, 0.0, "", times)
-
-
-def _short_side(task: DecodeViews) -> tuple[int, int]:
-    scale = task.frame_size / min(HEIGHT, WIDTH)
-    return round(HEIGHT * scale), round(WIDTH * scale)
 
 
 _MADE: dict[tuple[int, ...], np.ndarray] = {}

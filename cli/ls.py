@@ -6,6 +6,8 @@ import click
 
 from cli._shared.say import console, say, to_json
 
+WIDEST = 100_000  # columns: more than any table has
+
 
 @click.command("ls")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
@@ -28,7 +30,6 @@ def command(folder: Path, as_json: bool) -> int:
         say(f"{folder}: no cache and no run below")
         return 0
     from rich import box
-    from rich.cells import cell_len
     from rich.measure import Measurement
     from rich.table import Table
 
@@ -44,11 +45,9 @@ def command(folder: Path, as_json: bool) -> int:
             age(now - entry.modified),
         )
         table.add_row(entry.kind, *cells, entry.fingerprint[:12])
-    screen, longest = console(), 0
-    for entry in entries:
-        longest = max(longest, cell_len(str(entry.path)))
     # A path that is cut cannot be copied: the terminal breaks the long line at its edge.
-    screen.width += longest
+    screen = console()
+    screen.width = WIDEST
     screen.width = Measurement.get(screen, screen.options, table).maximum
     screen.print(table, soft_wrap=True)
     return 0

@@ -21,7 +21,9 @@ from cli._shared.options import plugin_option, set_option
     help="A head reads the maps of this backbone at --frames and --size.  [default: i3d_r50]",
 )
 @click.option(
-    "--nodes", type=click.IntRange(min=0), help="Boxes per step that a head reads.  [default: 10]"
+    "--nodes",
+    type=click.IntRange(min=0),
+    help="Boxes per step that a head reads, of two classes.  [default: 10]",
 )
 @click.option(
     "--cache",

@@ -43,6 +43,7 @@ RUNS_CODE = {
 PICKLES = {
     # between a process and its own children, over a pipe that nobody else has
     "pipeline/workers/decode_pool.py",
+    "pipeline/workers/pool_process.py",
     "pipeline/workers/pool_worker.py",  # the children's end of it
     "pipeline/workers/dask_jobs.py",  # between a run and its own Dask workers
     # files of weights of Caffe2 and detectron2, by a reader that makes arrays and nothing else

@@ -375,7 +375,7 @@ def test_check_plugin_passes_what_keeps_the_contract(place, vidgraph, kind):
         ("HEAD", "return HeadOutput(", "return (", "expected a heads.interface.clips.HeadOutput"),
         ("HEAD", "clips.get", "1 / 0 + clips.get", "ZeroDivisionError"),
         ("BACKBONE", "channels, self.path", "wrong, self.path", "FAILED"),
-        ("BACKBONE", '"conv2"', '"last"', "is not the name of a cut"),
+        ("BACKBONE", '"conv2"', '"final"', "is not the name of a cut"),
         ("BACKBONE", "self.conv(x).relu()", "self.conv(x.clamp_(max=0))", "in place"),
         ("BOXES", "0.5, 1]", "1.5, 1]", "boxes leave [0,1]"),
         ("BOXES", "[0, 0, 0.5, 1]", "[0.5, 0, 0.1, 1]", "not xyxy"),

@@ -331,7 +331,8 @@ def dims_on(
         boxes: N, boxes per step.
 
     Returns:
-        T and C of the last cut, N, and the maps of all cuts that have T steps.
+        T and C of the last cut, N, and the maps of all cuts that have T steps. Boxes have two
+        classes, as hand and object.
     """
     with torch.device("meta"):
         backbone = build_backbone(name, **options)
@@ -340,7 +341,7 @@ def dims_on(
     for cut in backbone.cuts():
         if is_cut(cut) and backbone.steps(frames, cut) == steps:
             maps[cut] = (backbone.channels(cut), *backbone.grid(cut, size))
-    return Dims(steps, boxes, backbone.channels(), maps)
+    return Dims(steps, boxes, backbone.channels(), maps, box_classes=2 if boxes else 0)
 
 
 def inputs(fields: tuple[str, ...], dims: Dims, device: str) -> Clips:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from heads.reporting.document import Block, Cell, Column, Table
 from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import manifest_record
 from pipeline.cache.joined import JoinedCache, caches_of, open_caches
 from pipeline.cache.reader import Cache
+from pipeline.stages.bottleneck import Work, has_figures, pace_of
 
 
 @dataclass
@@ -276,3 +278,54 @@ def boxes_per_clip(cache: Cache | JoinedCache, clips: Sequence[str]) -> np.ndarr
     valid = group.batch(rows, fields=("valid",))["valid"]
     total = np.bincount(video, weights=valid.sum(-1).mean(-1), minlength=len(clips))
     return total / np.maximum(np.bincount(video, minlength=len(clips)), 1)
+
+
+def pace(caches: Sequence[KnownCache]) -> list[Block]:
+    """Make the table of the caches' pace.
+
+    Args:
+        caches: the caches.
+
+    Returns:
+        The table; nothing where no cache has statistics of an extraction.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for known in caches:
+        if known.cache is None:
+            continue
+        work = Work()
+        for cache in caches_of(known.cache):
+            for record in cache.records["features"].values():
+                # A cache of digits is computed without decoding: it has no such figures.
+                if has_figures(record):
+                    work.add(record)
+        found = pace_of(work, work.wall)
+        if found is None:
+            continue
+        rows.append(
+            (
+                str(known.path),
+                found.rate,
+                found.alone,
+                100 * found.networks,
+                100 - 100 * found.decoders,
+                100 - 100 * found.writer,
+                found.advice,
+            )
+        )
+    if not rows:
+        return []
+    columns = (
+        Column("cache"),
+        Column("views/s", "percent"),
+        Column("networks alone, views/s", "percent"),
+        Column("networks busy %", "percent"),
+        Column("decoders idle %", "percent"),
+        Column("writer idle %", "percent"),
+        Column("what held it back"),
+    )
+    caption = (
+        "Pace of the extraction, from the statistics of its shards: views per second of one "
+        "process, and what its networks alone could do."
+    )
+    return [Table("pace", caption, columns, tuple(rows))]

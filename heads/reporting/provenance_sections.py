@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from heads.config.recipe import PLAIN
-from heads.reporting.cache_facts import KnownCache, StageStatistics, cache_of
+from heads.reporting.cache_facts import KnownCache, StageStatistics, cache_of, pace
 from heads.reporting.document import (
     Block,
     Cell,
@@ -21,7 +21,6 @@ from heads.reporting.document import (
     long_table,
 )
 from heads.reporting.groups import RunGroup, flatten, setting_text
-from heads.reporting.pace_table import pace
 from heads.reporting.run_folders import FoundRun
 from pipeline.cache.joined import JoinedCache
 from pipeline.files.regular_files import read_small_text

@@ -112,6 +112,9 @@ def load_exactly(
         ValueError: weights are missing, unknown, or of other shapes.
     """
     wanted, ignored = model.state_dict(), tuple(ignored)
+    # Counters of batch norms are younger than some checkpoints, and nothing computes with them.
+    counters = {name: own for name, own in wanted.items() if name.endswith("num_batches_tracked")}
+    state = {**counters, **state}
     missing = [name for name in wanted if name not in state]
     unknown = [name for name in state if name not in wanted and not name.startswith(ignored or " ")]
     for what, names in (("misses", missing), ("has unknown", unknown)):

@@ -134,13 +134,20 @@ def recurrent(name: str, plain: Callable) -> Callable:
     return call
 
 
+def _place_of(x: torch.Tensor) -> torch.device:
+    """The device of a tensor, also of one that torch.func has wrapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.device
+
+
 def to(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     copy = kwargs.pop("copy", False)
     other = kwargs.pop("other", None)
     if args and isinstance(args[0], torch.Tensor):
         other, args = args[0], args[1:]
     if other is not None:
-        device, dtype = other.device, other.dtype
+        device, dtype = _place_of(other), other.dtype
         non_blocking, memory_format = (
             (args[0] if args else kwargs.get("non_blocking", False)),
             kwargs.get("memory_format"),

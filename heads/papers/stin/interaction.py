@@ -85,12 +85,12 @@ def messages(x: Tensor, present: Tensor | None) -> Tensor:
     Returns:
         [B,S,T,D]; 0 for an object that is alone.
     """
-    others = x.new_tensor(max(x.shape[1] - 1, 1))
-    if present is not None:
-        x = x.masked_fill(~present[..., None], 0)
-        here = present.to(x.dtype)[..., None]
-        others = (here.sum(1, keepdim=True) - here).clamp_min(1)
-    return (x.sum(1, keepdim=True) - x) / others
+    if present is None:
+        return (x.sum(1, keepdim=True) - x) / max(x.shape[1] - 1, 1)
+    x = x.masked_fill(~present[..., None], 0)
+    here = present.to(x.dtype)[..., None]
+    others = here.sum(1, keepdim=True) - here
+    return (x.sum(1, keepdim=True) - x) / others.clamp_min(1)
 
 
 class NonLocal(nn.Module):

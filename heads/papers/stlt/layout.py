@@ -48,8 +48,9 @@ class Boxes(nn.Module):
         Returns:
             [B,T,1+N,D].
         """
-        whole = boxes.new_tensor([0, 0, 1, 1]).expand_as(boxes[:, :, :1])
-        boxes = torch.cat([whole, boxes], 2)
+        # No constant from the host: a GPU would be waited for.
+        corner = torch.zeros_like(boxes[:, :, :1, :2])
+        boxes = torch.cat([torch.cat([corner, corner + 1], -1), boxes], 2)
         kinds = nn.functional.pad(kinds, (1, 0), value=self.kind.num_embeddings - 1)
         x = self.kind(kinds) + self.place(boxes)
         if self.score is not None:

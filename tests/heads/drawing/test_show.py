@@ -34,6 +34,8 @@ SMALL = {
     "conv_lstm": {"width": 8, "hidden": 8, "convs": 1},
     "dyreg": {"width": 8, "offset_width": 4, "anchors": "grid"},
     "ean": {"width": 32},
+    "stin": {"width": 16, "classes": "none", "slots": "row"},
+    "stlt": {"width": 16, "heads": 2, "classes": "none"},
 }
 # What is drawn from each head's maps.
 SHOWS = {

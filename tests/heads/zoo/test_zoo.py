@@ -101,7 +101,7 @@ EAN_LAYERS = (
 )
 EAN_PAPER = (*EAN_LAYERS, *(f"saliency.layers.{k}.bias" for k in (0, 3, 6, 9)))
 KEY = ("attention.key.bias",)
-STLT_KEY = ("attention.k.bias",)
+K_BIAS = ("attention.k.bias",)
 DEAD = {
     "gos as released": (".comb2.operations.0.affinity.U",),
     "gos_temp_conv as released": ("operation.affinity.U",),
@@ -113,8 +113,7 @@ DEAD = {
     "dyreg as released": KEY,
     "dyreg inside a backbone": KEY,
     "dyreg at boxes": KEY,
-    **{case: STLT_KEY for case in CASES if case.startswith("stlt")},
-    **{case: ("attention.k.bias",) for case in CASES if case.startswith("attentive")},
+    **{case: K_BIAS for case in CASES if case.startswith(("attentive", "stlt"))},
     "stin with appearance": ("non_local.0.k.bias", "non_local.1.k.bias"),
     "stin of present objects": ("non_local.0.k.bias",),
 }

@@ -378,6 +378,21 @@ def test_the_last_map_of_torchvision_is_what_its_forward_reaches():
         assert off < 1e-5 * wanted[layer].abs().max()
 
 
+def test_torchvision_weights_of_a_file_may_have_a_classifier_and_lack_counters(tmp_path):
+    from torchvision.models import get_model
+
+    own = get_model("resnet18", weights=None).state_dict()
+    torch.save(
+        {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pt"
+    )
+    backbone = build_backbone("torchvision:resnet18", str(tmp_path / "w.pt"))
+    for key, tensor in backbone.model.state_dict().items():
+        assert tensor.equal(own[key]), key
+    torch.save({k: v for k, v in own.items() if "layer3" not in k}, tmp_path / "less.pt")
+    with pytest.raises(ValueError, match=r"the file misses layer3\."):
+        build_backbone("torchvision:resnet18", str(tmp_path / "less.pt"))
+
+
 # One real model per class, without its memory: T, C and grid at `last` are what the papers have.
 REAL = {
     "torchvision:r3d_18": (16, 112, (512, 2, 7, 7)),

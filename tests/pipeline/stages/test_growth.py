@@ -319,6 +319,10 @@ def test_a_run_that_dies_while_the_cache_grows_leaves_a_whole_cache(
     assert_part_of(rows, values(tmp_path / "cache"))
     run(world, tmp_path / "cache", new.name)
     assert len(Cache(tmp_path / "cache")["train"]) == 4
+    # The next growth finds a step that was not finished.
+    run(world, tmp_path / "cache", write_rows(world / "later.csv", (0, 1, 2, 4)).name)
+    assert len(Cache(tmp_path / "cache")["train"]) == 6
+    assert not (tmp_path / "cache/manifest.next.csv").exists()
     assert verify(tmp_path / "cache") == []
 
 
