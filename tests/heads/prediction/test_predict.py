@@ -159,6 +159,13 @@ def test_a_fine_tuned_run_is_evaluated_from_frames_as_it_evaluated_itself(place,
     assert found.figures == pytest.approx(figures)
     assert next(path.name for path in found.files) == "predictions_test.npz"
 
+    # The same from the command line, without --cache.
+    (run / "predictions_test.npz").unlink()
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", str(run), "--workers", "0", "--device", "cpu"])
+    assert left.value.code == 0
+    assert_equal_logits(stored_logits(run / "predictions_test.npz"), own)
+
 
 def test_a_clip_that_cannot_be_read_is_left_out_of_an_evaluation_from_frames_and_named(
     place, copy, tmp_path, capsys

@@ -9,6 +9,7 @@ import pytest
 
 from heads.config.recipe import recipe_with
 from heads.evaluation.evaluate import evaluate
+from heads.evaluation.saved_heads import feature_differences
 from heads.reporting.cache_facts import known_caches
 from heads.reporting.run_folders import FoundRun
 from heads.runs.grown_cache import as_if_added_before
@@ -176,6 +177,14 @@ def test_a_joined_cache_that_lacks_views_is_refused_with_the_command_for_its_par
         train(
             recipe(), open_caches([small, other.path]), tmp_path / "run", manifest=manifest, seed=0
         )
+
+
+def test_classes_and_tracks_of_boxes_count_only_where_both_caches_have_them():
+    boxes = {"proposals": "annotations", "proposal_options": {}}
+    named = {**boxes, "box_classes": ["cup"], "box_tracks": True}
+    assert feature_differences(named, boxes) == feature_differences(boxes, named) == []
+    (other,) = feature_differences(named, {**named, "box_classes": ["hand"]})
+    assert "cup" in other
 
 
 def test_windows_of_other_times_make_another_run(tmp_path):
