@@ -225,7 +225,7 @@ def test_every_option_has_a_default_that_builds_and_the_docstring_names_it(name)
 def test_the_file_opens_with_its_paper_equations_shapes_and_where_it_differs(name):
     text = " ".join(importlib.import_module(f"heads.zoo.{name}").__doc__.split())
     venues = "ECCV 2018|CVPR 2020|NeurIPS 2019|NeurIPS 2021|BMVC 2021|IJCV 2022|TMLR 2024"
-    assert re.search(rf"({venues})", text)
+    assert re.search(rf"\b({venues})\b", text)
     assert re.search(r"\w = \S", text)
     assert re.search(r"\[B,[^]]*\]", text)
     assert "Differs from the paper" in text
