@@ -137,7 +137,7 @@ def build(
     fusion_layers: int = 4,
     after: str = "",
     frames: int = 256,
-    box_start: float = 1.0,
+    class_start: float = 1.0,
     dropout: float = 0.1,
 ) -> STLT:
     """Build STLT and its fusions: Radevski et al., BMVC 2021.
@@ -159,8 +159,8 @@ def build(
         fusion_layers: blocks of "cross" and "central".
         after: what follows appearance's attention in these: "feedforward" or "attention".
         frames: positions of steps, one more than the most steps.
-        box_start: a factor of the first weights of a box. At 1, as in the release, classes outweigh
-            places at the start; few videos need more.
+        class_start: a factor of the first embeddings of classes. At 1, as in the release, they
+            outweigh places at the start; few videos need about 0.1.
         dropout: in every block, and on the tokens of boxes and steps.
 
     Returns:
@@ -176,7 +176,7 @@ def build(
     one_of("stlt", "reads", reads, READS)
     at_least("stlt", 1, width=width, heads=heads)
     at_least("stlt", 2, frames=frames)
-    at_least("stlt", 0, box_start=box_start)
+    at_least("stlt", 0, class_start=class_start)
     depths = {"spatial_layers": spatial_layers, "temporal_layers": temporal_layers}
     at_least("stlt", 1, **depths, appearance_layers=appearance_layers, fusion_layers=fusion_layers)
     if width % heads:
@@ -200,7 +200,7 @@ def build(
         heads,
         (spatial_layers, temporal_layers),
         dropout,
-        box_start,
+        class_start,
     )
     appearance = None
     if seen:

@@ -27,16 +27,16 @@ class Boxes(nn.Module):
         scores: whether tokens know their scores.
         width: D.
         dropout: on tokens.
-        start: a factor of the first weights of a box.
+        start: a factor of the first embeddings of classes.
     """
 
     def __init__(self, kinds: int, scores: bool, width: int, dropout: float, start: float = 1.0):
         super().__init__()
         # Row 0, which stays 0, is for boxes without a class; the last row is the whole frame.
         self.kind = nn.Embedding(kinds + 2, width, padding_idx=0)
-        self.place = nn.Linear(4, width)
         with torch.no_grad():
-            self.place.weight.mul_(start)
+            self.kind.weight.mul_(start)
+        self.place = nn.Linear(4, width)
         self.score = nn.Linear(1, width) if scores else None
         self.norm, self.drop = nn.LayerNorm(width, eps=EPS), nn.Dropout(dropout)
 
@@ -72,7 +72,7 @@ class Layout(nn.Module):
         heads: of every attention.
         depths: blocks over boxes, blocks over steps.
         dropout: everywhere.
-        start: a factor of the first weights of a box.
+        start: a factor of the first embeddings of classes.
     """
 
     def __init__(
