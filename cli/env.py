@@ -16,6 +16,7 @@ NEEDED = {
     "av": "av",
     "pillow": "PIL.Image",
     "scikit-learn": "sklearn.metrics",
+    "scipy": "scipy.optimize",
     "click": "click",
     "pydantic": "pydantic",
     "rich": "rich",

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from pipeline.files.regular_files import read_small_text
+
 LIBRARIES = ("timm", "hf", "torchvision")
 
 # The files of a folder of transformers that decide what is computed, besides the weights.
@@ -73,7 +75,7 @@ def with_absolute_folder(name: str) -> str:
 def _content(path: Path) -> str:
     """The values of a JSON file in one form; what it says of the file itself is left out."""
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = json.loads(read_small_text(path))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: expected JSON, as transformers saves it ({error})") from None
     if isinstance(table, dict):

@@ -16,8 +16,8 @@ PACKAGES = ("cli", "heads", "pipeline")
 # those that its row names. Rooms of `heads` may use all of `pipeline` but NEEDS_FRAMES.
 PIPELINE = {
     "lazy_names": set(),
-    "encoder_names": set(),
     "files": set(),
+    "encoder_names": {"files"},
     "text": {"files"},
     "plugins": {"encoder_names", "files", "text"},
     "networks": set(),

@@ -142,7 +142,7 @@ def _with_own(config: ExtractConfig, row: StudyRow) -> ExtractConfig:
         try:
             config = with_settings(config, {key: value})
         except ValueError as error:
-            text = str(error).removeprefix("--set ").removeprefix(f"{key}: ")
+            text = str(error).removeprefix(f"--set {key}: ").removeprefix(f"{key}: ")
             raise ValueError(f"{EXTRACT}.{key}: {text}") from None
         except TypeError as error:
             raise ValueError(f"{EXTRACT}.{key}: {error}") from None

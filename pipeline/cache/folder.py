@@ -48,7 +48,9 @@ def watch_cache_folder(folder: Path, fingerprint: str, stage: str) -> WatchedFol
         CacheError: there is no cache, or it has another fingerprint.
     """
     record_path = folder / "cache.json"
-    # The version of cache.json whose fingerprint was compared last.
+    begun = read_cache_json(folder)
+    clips = begun["manifest"]["sha256"]
+    # The version of cache.json that was compared last.
     checked: list[Mark] = [None]
 
     def unchanged() -> bool:
@@ -58,12 +60,16 @@ def watch_cache_folder(folder: Path, fingerprint: str, stage: str) -> WatchedFol
         # Reading the file costs more than looking at its version.
         if mark != checked[0]:
             with suppress(Damaged, CacheError):
-                if fingerprint not in fingerprints(read_cache_json(folder)):
+                record = read_cache_json(folder)
+                # A cache that has grown keeps the manifest that it had.
+                grown = (folder / EARLIER_MANIFEST.format(clips[:8])).exists()
+                same_clips = record["manifest"]["sha256"] == clips or grown
+                if fingerprint not in fingerprints(record) or not same_clips:
                     return False
                 checked[0] = mark
         return True
 
-    if fingerprint not in fingerprints(read_cache_json(folder)):
+    if fingerprint not in fingerprints(begun):
         raise CacheError(
             f"{folder}: this is not the cache that the run started with; all machines must see "
             f"the same files"

@@ -121,10 +121,14 @@ def write_unless_edited(
     return read_manifest(path)
 
 
+def _lines(path: Path) -> list[bytes]:
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read().splitlines()
+
+
 def _difference(path: Path, draft: Path) -> str:
     """Say in how many rows a file differs from what would be written."""
-    was = path.read_bytes().splitlines()
-    new = draft.read_bytes().splitlines()
+    was, new = _lines(path), _lines(draft)
     gone, more = len(set(was) - set(new)), len(set(new) - set(was))
     if not (gone or more):
         return "the file has the same rows, but in another order or form"

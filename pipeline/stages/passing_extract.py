@@ -24,7 +24,8 @@ from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.stages.shard_jobs import all_views
 from pipeline.stages.shard_sizes import view_bytes
 
-# A shard is small: the first answers come soon, and three shards are on the disk at most.
+# A shard is small: the first answers come soon, and six shards are on the disk at most: one that is
+# read, one that is written, and FINISHING of `extract_shards` that are hashed.
 SHARD_BYTES, SHARD_CLIPS = 256 << 20, 16
 
 

@@ -177,6 +177,7 @@ OWN = {
     "pipeline/proposals/_model_zoo.py",  # sources of an installed package
     "pipeline/digits/video_files.py",
     "pipeline/workers/memory.py",  # /proc
+    "pipeline/workers/gpus.py",  # /sys
     "heads/reproduction/report.py",
     "heads/reporting/html_page.py",
     "heads/reporting/plots.py",

@@ -84,9 +84,14 @@ def test_a_cache_that_is_made_anew_in_the_same_folder_is_another(tmp_path):
     with pytest.raises(FolderGone):
         home.check()
     del record["seal"]
-    runs.write_json(path / "cache.json", {**record, "fingerprint": "f" * 64})
+    clips = record["manifest"]["sha256"]
+    other = {**record, "manifest": {**record["manifest"], "sha256": "f" * 64}}
+    runs.write_json(path / "cache.json", other)
     with pytest.raises(FolderGone, match="deleted and made anew"):
         home.check()
+    # Where it has grown, the manifest that it had is there.
+    (path / f"manifest.{clips[:8]}.csv").touch()
+    home.check()
 
 
 @pytest.mark.parametrize("happens", [moved, deleted, replaced])

@@ -32,7 +32,7 @@ from tests.support.damage import (
 from tests.support.tiny_videos import SAMPLING, everything, write_csv
 
 EVERY = 10  # a whole video after as many damaged ones
-OPTIONS = RunOptions(workers=2, batch=8, shard_size=100, time_limit=300)
+OPTIONS = RunOptions(views_for_all=True, workers=2, batch=8, shard_size=100, time_limit=300)
 CONFIG = ExtractConfig(
     backbone="digit_cnn",
     backbone_options={"width": 8},
