@@ -55,7 +55,8 @@ def opened(monkeypatch) -> list[Clip]:
 def pixels_of(clips: list[Clip], root: Path, decoder: str, keep: bool) -> list:
     sampling = Sampling(frames=8, size=24, train_views=2, test_clips=1)
     opener, found = ClipOpener(root, decoder), []
-    for clip, again, _ in _runs(clips):
+    for number, again, _ in _runs(clips, range(len(clips))):
+        clip = clips[number]
         task = DecodeViews(clip, opener, sampling, 0, 4, 24, again=keep and again)
         found.append(task.run())
     return found
@@ -81,7 +82,8 @@ def test_windows_of_one_video_have_the_pixels_that_they_have_alone(video, decode
 def test_a_frame_of_two_windows_is_decoded_once(video):
     opener, decoded = ClipOpener(video.parent), []
     clips = windows(video)
-    for clip, again, _ in _runs(clips):
+    for number, again, _ in _runs(clips, range(len(clips))):
+        clip = clips[number]
         with opener.open(clip, again) as reader:
             if clip is clips[0]:
                 whole = kept_video._kept[0].reader
@@ -147,7 +149,9 @@ def test_a_damaged_video_says_of_each_window_what_it_says_alone(video, tmp_path)
 
     def outcomes(keep: bool) -> list:
         found, opener = [], ClipOpener(tmp_path)
-        for clip, again, _ in _runs(windows(path)):
+        found = windows(path)
+        for number, again, _ in _runs(found, range(len(found))):
+            clip = found[number]
             try:
                 with opener.open(clip, keep and again) as reader:
                     found.append(reader.read(range(reader.info.frames)).tobytes())
@@ -182,7 +186,7 @@ def test_windows_of_a_video_are_in_runs_for_one_worker_each():
         Clip("c0", "/c", "test", ()),
         Clip("c1", "/c", "test", ()),
     ]
-    found = list(_runs(clips))
+    found = list(_runs(clips, range(len(clips))))
     assert [again for _, again, _ in found] == [True] * (RUN + 1) + [False, False, True, False]
     kin = [name for _, _, name in found]
     assert kin[:RUN] == ["/a 0"] * RUN
