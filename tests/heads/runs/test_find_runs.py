@@ -102,9 +102,9 @@ def test_ages_are_in_the_largest_unit_that_fits():
 
 
 def seen_by_env(monkeypatch, broken: dict[str, Exception]) -> tuple[int, dict]:
+    """Exit code and JSON of `vidgraph env` where imports of these modules raise."""
     # Whole, before imports are disturbed: torch loads it at the first use of an optimiser.
     importlib.import_module("torch._dynamo")
-    """Exit code and JSON of `vidgraph env` where imports of these modules raise."""
     from pipeline.video import decode
 
     real = importlib.import_module
