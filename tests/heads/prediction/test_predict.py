@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from heads.config.recipe import recipe_from
 from heads.evaluation.evaluate import evaluate
 from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
 from heads.finetuning.frame_training import FrameRunOptions
+from heads.prediction import asked_run
 from heads.prediction.asked_run import open_run
 from heads.prediction.frames_evaluate import evaluate_from_frames
 from heads.prediction.videos import predict_videos
@@ -396,3 +398,9 @@ def test_a_video_that_is_cut_by_its_manifest_is_answered_for_that_part(place, tm
     run = place / "runs" / "pool"
     found = logits_of(predict_videos(run, [tmp_path / "m.csv"], options=HERE))
     assert not np.allclose(found["whole"], found["end"])
+
+
+def test_a_head_that_reads_classes_of_boxes_asks_for_boxes(place):
+    config = open_run(place / "runs" / "strg").config
+    head = SimpleNamespace(needs=("box_class", "valid"), uses=("track",))
+    assert asked_run._fields_of(head, (), config) == ("boxes",)
