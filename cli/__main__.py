@@ -86,6 +86,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         # Click alone would exit by itself, with exit codes of its own.
         code = vidgraph.main(args=args, prog_name="vidgraph", standalone_mode=False)
+    except click.MissingParameter as error:
+        # Click lists an option's choices on lines of their own, indented by control characters.
+        click.UsageError(" ".join(error.format_message().split()), error.ctx).show()
+        code = 2
     except click.ClickException as error:
         error.show()
         code = 2

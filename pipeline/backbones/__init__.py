@@ -62,6 +62,15 @@ def backbone_names() -> tuple[str, ...]:
     return known_names(BACKBONE)
 
 
+def _libraries(name: str) -> str:
+    """What to say of encoders to a person whose unknown name has a colon."""
+    if ":" not in name:
+        return ""
+    return (
+        "; an encoder of another library is hf:REPOSITORY-OR-FOLDER, timm:NAME or torchvision:NAME"
+    )
+
+
 def backbone_options(name: str) -> dict[str, Any]:
     """Return the options of a backbone with their defaults.
 
@@ -72,7 +81,9 @@ def backbone_options(name: str) -> dict[str, Any]:
         ValueError: there is no such backbone; the message has the nearest names.
     """
     if not is_known(BACKBONE, name):
-        raise ValueError(f"backbone {name!r} is not known: {nearest(name, backbone_names())}")
+        raise ValueError(
+            f"backbone {name!r} is not known: {nearest(name, backbone_names())}{_libraries(name)}"
+        )
     if is_encoder(name):
         return _encoders().encoder_options(name)
     parameters = inspect.signature(load_build(BACKBONE, name)).parameters

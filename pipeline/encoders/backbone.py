@@ -143,22 +143,20 @@ class EncoderBackbone(Backbone):
         said = " ".join(str(error).split())[:160]
         _, native_h, native_w = self.encoder.size
         works = []
-        candidates = (
-            {F} if self.encoder.layout.per_frame else {*_USUAL_FRAMES, self.encoder.size[0]}
-        )
+        per_frame = self.encoder.layout.per_frame
+        candidates = {F} if per_frame else {*_USUAL_FRAMES, self.encoder.size[0]}
         for frames in sorted(candidates):
             for side in dict.fromkeys([(H, W), (native_h, native_w)]):
                 try:
                     self._measured((frames, *side))
                 except Exception:
                     continue
-                works.append(f"{frames} of {side[0]}x{side[1]}")
+                works.append(_clips_of(per_frame, frames, side))
                 break
         options = "; it takes " + ", ".join(works) if works else ""
-        return (
-            f"{self.name} does not take {F} frames of {H}x{W} pixels ({said}){options} "
-            f"(--frames, --size)"
-        )
+        asked = _clips_of(per_frame, F, (H, W))
+        flags = "--size" if per_frame else "--frames, --size"
+        return f"{self.name} does not take {asked} pixels ({said}){options} ({flags})"
 
     def _shape_at(self, point: str, size: Size) -> Shape:
         position = self._position(point)
@@ -401,6 +399,12 @@ class _Parts(nn.Module):
         else:
             part._parameters.update(module._parameters)
         self.add_module(str(len(self._modules)), part)
+
+
+def _clips_of(per_frame: bool, frames: int, side: tuple[int, int]) -> str:
+    """How messages call clips of a size; a model of frames takes any number of them."""
+    pixels = f"{side[0]}x{side[1]}"
+    return f"frames of {pixels}" if per_frame else f"{frames} frames of {pixels}"
 
 
 def _cut_names(encoder: Encoder, outputs: Sequence[Any]) -> list[str]:

@@ -22,7 +22,10 @@ def first_stride(model: nn.Module) -> Size:
             return tuple(module.stride)
         if isinstance(module, nn.Conv2d):
             return (1, *module.stride)
-    raise ValueError(f"{type(model).__name__} has no convolution that cuts frames into patches")
+    raise ValueError(
+        f"{type(model).__name__} has no convolution that cuts frames into patches, so "
+        f"that it cannot be a backbone: choose a model of frames or clips (docs/backbones.md)"
+    )
 
 
 def are_neighbours(blocks: tuple[str, ...]) -> bool:

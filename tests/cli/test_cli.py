@@ -333,3 +333,11 @@ def test_decode_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch)
 
     monkeypatch.setattr("pipeline.workers.cores.cores_here", lambda: 7)
     assert (default_workers("cuda"), default_workers("cpu")) == (6, 1)
+
+
+def test_the_choices_of_a_missing_option_stand_in_its_line(capsys):
+    code, said = code_of(capsys, "export")
+    assert code == 2
+    assert "\t" not in said
+    assert "\\t" not in said
+    assert said.splitlines()[-1].startswith("Error: Missing option '--to'. Choose from: npy, ")

@@ -228,8 +228,12 @@ def test_a_frozen_copy_gives_the_same_in_other_precisions_too(folder):
 def test_sizes_are_interpolated_or_refused_with_those_that_work(folder):
     assert build_backbone(f"hf:{folder('ViT')}").grid("last", (48, 64)) == (6, 8)
     assert build_backbone(f"hf:{folder('VJEPA2')}").steps(16) == 8
-    with pytest.raises(ValueError, match=r"not take 16 frames of 32x32 .*takes 8 of 32x32"):
+    with pytest.raises(ValueError, match=r"not take 16 frames of 32x32 .*takes 8 frames of 32x32"):
         build_backbone(f"hf:{folder('VideoMAE')}").steps(16)
+    # A model of frames takes any number of them: only the size is at fault.
+    refusal = r"not take frames of 4x4 pixels .*takes frames of 32x32 \(--size\)"
+    with pytest.raises(ValueError, match=refusal):
+        build_backbone(f"hf:{folder('ViT')}").grid("last", (4, 4))
 
 
 # Weights
@@ -294,6 +298,26 @@ def test_code_of_a_repository_is_never_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is never run"):
         build_backbone(f"hf:{tmp_path}")
+
+
+def test_a_model_that_cuts_frames_by_no_convolution_is_refused_with_advice(tmp_path):
+    needs("transformers")
+    import transformers
+
+    # SigLIP 2 for any aspect ratio: it takes patches, which a linear layer reads.
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sizes, "intermediate_size": 64, "num_patches": 16, "patch_size": 8}
+    config = transformers.Siglip2VisionConfig(**vision)
+    transformers.Siglip2VisionModel(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    with pytest.raises(ValueError, match=r"no convolution .* choose a model of frames or clips"):
+        build_backbone(f"hf:{tmp_path}", None)
+
+
+@pytest.mark.parametrize("name", ["hf:", "trochvision:resnet18"])
+def test_an_unknown_library_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"hf:REPOSITORY-OR-FOLDER, timm:NAME or torchvision:NAME"):
+        build_backbone(name, None)
 
 
 def test_a_folder_without_a_processor_is_refused_unless_mean_and_std_are_given(folder, tmp_path):
