@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cache import folder
+from pipeline.cache import creation
 from pipeline.cache.creation import create_cache
 from pipeline.stages.graphs import build_graphs
 from pipeline.workers import claims, engines, waiting
@@ -37,7 +37,7 @@ def clock(monkeypatch):
         localtime=time.localtime,
         strftime=time.strftime,
     )
-    for module in (engines, waiting, folder):
+    for module in (engines, waiting, creation):
         monkeypatch.setattr(module, "time", fake)
     # The thread of the heartbeats really sleeps.
     monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=fake.monotonic, sleep=time.sleep))
