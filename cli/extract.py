@@ -368,8 +368,8 @@ def _report_removed(clips: list[str], manifest: Path, cache: Path) -> None:
     if clips:
         which = "1 clip" if len(clips) == 1 else f"{len(clips):,} clips"
         warn(
-            f"{which} of {cache} ({_first(clips)}) not in {manifest}: kept, but training from the "
-            f"cache's own manifest leaves them out"
+            f"{which} of {cache} ({_first(clips)}) not in {manifest}: kept in the cache, but left "
+            f"out of training from its own manifest"
         )
 
 

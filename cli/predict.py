@@ -185,7 +185,8 @@ def _print_end(answers, seconds: float, show: Path | None) -> None:
         text += f"; pictures in {show}"
     warn(text)
     if failed:
-        what = f"{failed:,} videos could not be read"
+        what = "1 video" if failed == 1 else f"{failed:,} videos"
+        what += " could not be read"
         if any(one.failure.startswith("MissingBoxes") for one in answers.answers):
             what += (
                 "; the boxes of this run are annotated: give a manifest whose clip ids are those "

@@ -26,7 +26,7 @@ from pipeline.stages.recorded import FLAGS, MovedFiles, config_like, require_sam
 # M of the similarity graph where no record says it: the default of `vidgraph graphs`.
 NEIGHBOURS = 10
 # Fields that an extraction always writes, and those that come with "boxes".
-WRITTEN = ("frames", "crop", "flip", "grid")
+WRITTEN = ("frames", "crop", "flip", "time", "grid")
 WITH_BOXES = ("scores", "valid")
 # Options of a backbone that say how weights were loaded: the network is the same without them.
 OF_LOADING = ("fresh", "inflate")
@@ -44,6 +44,7 @@ class AskedRun:
         batch: views per forward pass of the extraction.
         graphs: the graphs that the head reads.
         neighbours: M of the graph "similar".
+        tracks: whether the head reads tracks that `vidgraph graphs --tracks` computed.
         own_backbone: whether the checkpoint's own backbone computes the features.
         other_boxes: whether boxes come from another file than at the training.
     """
@@ -55,6 +56,7 @@ class AskedRun:
     batch: int
     graphs: tuple[str, ...]
     neighbours: int
+    tracks: bool
     own_backbone: bool
     other_boxes: bool
 
@@ -140,7 +142,12 @@ def open_run(
     head = saved.build()
     graphs = record.get("graphs", {})
     wanted = _graphs_of(head, graphs.get("which", ()))
+    read = (*head.needs, *getattr(head, "uses", ()))
+    tracks = graphs.get("tracks", False) and "track" in read
     keep = _fields_of(head, wanted, config)
+    if tracks and "nodes" in config.keep:
+        # Boxes were linked by their features, too.
+        keep = tuple(dict.fromkeys((*keep, "nodes")))
     # Training views are never read here; a cache may have had no test views.
     views = replace(config.sampling, train_views=0, test_clips=max(1, config.sampling.test_clips))
     config = replace(
@@ -161,6 +168,7 @@ def open_run(
         record.get("batch", 4),
         wanted,
         graphs.get("neighbours") or NEIGHBOURS,
+        tracks,
         own_backbone,
         other_boxes,
     )

@@ -85,8 +85,14 @@ def predict_clips(
     passing = PassingExtraction(config, asked, folder, options)
     run.require_same_networks(passing.record)
     for shard_clips, statistics in passing.shards(announce):
-        if run.graphs:
-            build_graphs(passing.cache, run.graphs, run.neighbours, device=device.type)
+        if run.graphs or run.tracks:
+            build_graphs(
+                passing.cache,
+                run.graphs,
+                run.neighbours,
+                device=device.type,
+                tracks=run.tracks,
+            )
         cache = Cache(passing.cache)
         rows = cache["test"]
         views = None

@@ -17,7 +17,7 @@ EXTRACTION = {
     "asked": dict,
     "batch?": int,
     "compression?": str,
-    "graphs?": {"which": [str], "neighbours": int},
+    "graphs?": {"which": [str], "neighbours": int, "tracks?": bool},
 }
 
 

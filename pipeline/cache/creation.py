@@ -235,7 +235,8 @@ def require_same_config(folder: Path, stored: dict, wanted: dict) -> None:
         raise CacheError(
             f"{folder}: the cache was made with {_settings(stored, differing)}; this command asks "
             f"for {_settings(wanted, differing)}. "
-            "Point --cache at another folder, or pass the same options"
+            "Point --cache at another folder, or pass the same options "
+            f"(--like {folder} takes them from it)"
         )
 
 

@@ -404,3 +404,17 @@ def test_a_head_that_reads_classes_of_boxes_asks_for_boxes(place):
     config = open_run(place / "runs" / "strg").config
     head = SimpleNamespace(needs=("box_class", "valid"), uses=("track",))
     assert asked_run._fields_of(head, (), config) == ("boxes",)
+
+
+def test_a_head_on_computed_tracks_is_asked_with_the_same_tracks(place, tmp_path):
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    build_graphs(tmp_path / "cache", neighbours=4, tracks=True)
+    cache = Cache(tmp_path / "cache")
+    head = {"name": "stin", "classes": "none"}
+    made = {"name": "stin", "source": "a test", "head": head, "train": {"epochs": 1, "batch": 4}}
+    train(recipe_from(made), cache, tmp_path / "run", tensorboard=False, **QUIET)
+    evaluate(tmp_path / "run", cache, "test", **QUIET)
+    expected = stored_logits(tmp_path / "run" / "predictions_test.npz")
+    answers = predict_videos(tmp_path / "run", [place / "manifest.csv"], options=HERE)
+    found = logits_of(answers)
+    assert_equal_logits({clip: found[clip] for clip in expected}, expected)
