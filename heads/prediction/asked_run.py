@@ -17,7 +17,7 @@ from heads.evaluation.saved_heads import SavedHead, feature_differences, read_sa
 from heads.interface.run_records import RUN
 from heads.runs import run_files
 from heads.runs.start_weights import phase_checkpoint
-from pipeline.cache.fields import FIELDS, is_cut
+from pipeline.cache.fields import FIELDS, LABELS, is_cut
 from pipeline.cache.reader import Cache
 from pipeline.regions.graphs import GRAPHS, NEEDS
 from pipeline.stages.config import ExtractConfig
@@ -224,7 +224,7 @@ def _fields_of(head: nn.Module, graphs: tuple[str, ...], config: ExtractConfig) 
 
     keep = []
     for name in dict.fromkeys(names):
-        if name in WITH_BOXES:
+        if name in WITH_BOXES or name in LABELS:
             keep.append("boxes")
         elif is_cut(name) or (
             name in FIELDS and FIELDS[name].stage == "features" and name not in WRITTEN

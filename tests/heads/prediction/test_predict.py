@@ -198,6 +198,22 @@ def test_the_cache_may_be_gone_but_a_run_without_a_record_needs_it(copy, place, 
     assert_equal_logits(logits_of(predict_videos(asked, video, options=HERE)), expected)
 
 
+def test_heads_that_read_classes_and_tracks_of_boxes_are_asked_too(place, tmp_path):
+    names, *rows = list(csv.reader((place / "boxes.csv").open()))
+    known = [(*row, "cup", number % 2) for number, row in enumerate(rows)]
+    write_csv(tmp_path / "boxes.csv", [*names, "class", "track"], known)
+    config = config_of(place)
+    options = {**config.proposal_options, "file": str(tmp_path / "boxes.csv")}
+    config = replace(config, proposal_options=options, keep=("boxes",))
+    extract(config, read_manifest(place / "manifest.csv"), tmp_path / "cache", INLINE)
+    cache = Cache(tmp_path / "cache")
+    train(recipe("stin"), cache, tmp_path / "run", tensorboard=False, **QUIET)
+    found = predict_videos(tmp_path / "run", [place / "manifest.csv"], options=HERE)
+    expected = stored_logits(tmp_path / "run" / "predictions_test.npz")
+    assert expected
+    assert_equal_logits(logits_of(found), expected)
+
+
 def test_only_what_the_head_reads_is_computed(place):
     assert open_run(place / "runs" / "pool").config.keep == ("pooled",)
     assert not open_run(place / "runs" / "pool").config.wants_boxes
