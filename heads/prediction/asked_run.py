@@ -21,7 +21,13 @@ from pipeline.cache.fields import FIELDS, LABELS, is_cut
 from pipeline.cache.reader import Cache
 from pipeline.regions.graphs import GRAPHS, NEEDS
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.recorded import FLAGS, MovedFiles, config_like, require_same_files
+from pipeline.stages.recorded import (
+    FLAGS,
+    MovedFiles,
+    backbone_of,
+    config_like,
+    require_same_files,
+)
 
 # M of the similarity graph where no record says it: the default of `vidgraph graphs`.
 NEIGHBOURS = 10
@@ -130,6 +136,7 @@ def open_run(
     saved = read_saved(folder, checkpoint, settings)
     record = _record_of(folder, saved, like)
     config = ExtractConfig.from_dict(record["asked"])
+    config = replace(config, backbone=backbone_of(config, moved))
 
     own_backbone = "backbone" in saved.saved
     if own_backbone:

@@ -85,13 +85,24 @@ def with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
         options[key] = os.path.abspath(path)
 
     weights = config.weights if moved.weights is None else str(moved.weights)
-    backbone = config.backbone
-    # The folder of an encoder holds its weights, too.
-    if _is_gone_encoder(backbone) and moved.weights is not None and os.path.isdir(weights):
-        backbone = with_absolute_folder(f"hf:{weights}")
+    backbone = backbone_of(config, moved)
     config = replace(config, backbone=backbone, weights=weights, proposal_options=options)
     require_files(config)
     return config
+
+
+def backbone_of(config: ExtractConfig, moved: MovedFiles) -> str:
+    """Return the name of a recorded config's backbone, with the folder of an encoder as it is now.
+
+    Args:
+        config: with absolute paths.
+        moved: where files are now. The folder of an encoder holds its weights, too.
+    """
+    if moved.weights is None or not _is_gone_encoder(config.backbone):
+        return config.backbone
+    if not os.path.isdir(moved.weights):
+        return config.backbone
+    return with_absolute_folder(f"hf:{moved.weights}")
 
 
 def _is_gone_encoder(backbone: str) -> bool:

@@ -32,7 +32,9 @@ from pipeline.manifests.manifest import read_manifest
 from pipeline.stages import passing_extract
 from pipeline.stages.extract import RunOptions, extract
 from pipeline.stages.graphs import build_graphs
+from pipeline.stages.recorded import MovedFiles
 from pipeline.video.decode import write_video
+from tests.support.tiny_encoders import save_encoder
 from tests.support.tiny_videos import INLINE, config_of, make_videos, picture, write_csv
 
 SPLITS = ("train",) * 4 + ("val", "test", "test")
@@ -198,6 +200,46 @@ def test_the_cache_may_be_gone_but_a_run_without_a_record_needs_it(copy, place, 
         open_run(run)
     asked = open_run(run, like=place / "cache")
     assert_equal_logits(logits_of(predict_videos(asked, video, options=HERE)), expected)
+
+
+def test_heads_that_read_classes_and_tracks_of_boxes_are_asked_too(place, tmp_path):
+    names, *rows = list(csv.reader((place / "boxes.csv").open()))
+    known = [(*row, "cup", number % 2) for number, row in enumerate(rows)]
+    write_csv(tmp_path / "boxes.csv", [*names, "class", "track"], known)
+    config = config_of(place)
+    options = {**config.proposal_options, "file": str(tmp_path / "boxes.csv")}
+    config = replace(config, proposal_options=options, keep=("boxes",))
+    extract(config, read_manifest(place / "manifest.csv"), tmp_path / "cache", INLINE)
+    cache = Cache(tmp_path / "cache")
+    train(recipe("stin"), cache, tmp_path / "run", tensorboard=False, **QUIET)
+    found = predict_videos(tmp_path / "run", [place / "manifest.csv"], options=HERE)
+    expected = stored_logits(tmp_path / "run" / "predictions_test.npz")
+    assert expected
+    assert_equal_logits(logits_of(found), expected)
+
+
+def test_the_folder_of_an_encoder_may_have_moved(place, tmp_path):
+    pytest.importorskip("transformers", reason="pip install 'vidgraph[transformers]'")
+    save_encoder(tmp_path / "here", "ViT")
+    config = config_of(
+        place,
+        backbone=f"hf:{tmp_path / 'here'}",
+        backbone_options={},
+        weights="pretrained",
+        keep=("pooled",),
+        proposals="none",
+        proposal_options={},
+    )
+    extract(config, read_manifest(place / "manifest.csv"), tmp_path / "cache", INLINE)
+    train(recipe("pool"), Cache(tmp_path / "cache"), tmp_path / "run", tensorboard=False, **QUIET)
+    (tmp_path / "here").rename(tmp_path / "there")
+    videos = [place / "manifest.csv"]
+    with pytest.raises(ValueError, match="pass --weights with where it is now"):
+        predict_videos(tmp_path / "run", videos, options=HERE)
+    moved = MovedFiles(weights=str(tmp_path / "there"))
+    found = predict_videos(open_run(tmp_path / "run", moved=moved), videos, options=HERE)
+    expected = stored_logits(tmp_path / "run" / "predictions_test.npz")
+    assert_equal_logits(logits_of(found), expected)
 
 
 def test_only_what_the_head_reads_is_computed(place):
