@@ -28,10 +28,11 @@ from cli._shared.say import say
     "--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar)."
 )
 @click.option(
-    "--tracks",
-    is_flag=True,
+    "--tracks/--no-tracks",
+    default=None,
     help="Also link boxes of the same object over time (field track), by overlap, features and "
-    "class, where the extraction's boxes came without tracks.",
+    "class, where the extraction's boxes came without tracks.  [default: as the graphs that are "
+    "there, else no]",
 )
 @click.option(
     "--workers",
@@ -51,7 +52,7 @@ def command(
     cache: Path,
     which: tuple[str, ...],
     neighbours: int,
-    tracks: bool,
+    tracks: bool | None,
     workers: int,
     compression: str,
     device: str,
@@ -69,8 +70,10 @@ def command(
         stoppable("stopped; finished graphs are kept, the same command resumes"),
         ExitStack() as stack,
     ):
-        from pipeline.stages.graphs import build_graphs
+        from pipeline.stages.graphs import build_graphs, links_tracks
 
+        if tracks is None:
+            tracks = links_tracks(cache)
         engine = engine_of(cluster, cache / "logs")
         # With an engine, each worker chooses among the devices of its own machine.
         device = device if engine else pick_device(device)

@@ -241,9 +241,7 @@ def _fields_of(head: nn.Module, graphs: tuple[str, ...], config: ExtractConfig) 
     for name in dict.fromkeys(names):
         if name in WITH_BOXES or name in LABELS:
             keep.append("boxes")
-        elif is_cut(name) or (
-            name in FIELDS and FIELDS[name].stage == "features" and name not in WRITTEN
-        ):
+        elif is_cut(name) or _is_extracted(name):
             keep.append(name)
     # A head that reads nothing of this still needs views.
     return tuple(dict.fromkeys(keep)) or ("pooled",)

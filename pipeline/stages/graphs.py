@@ -99,6 +99,20 @@ def build_graphs(
     return sorted(written, key=lambda record: record["shard"])
 
 
+def links_tracks(path: str | Path) -> bool:
+    """Return whether the graphs that a cache has came with tracks, so that later ones do, too.
+
+    Args:
+        path: the cache.
+
+    Raises:
+        CacheError: there is no cache.
+        Damaged: cache.json or statistics are damaged.
+    """
+    made = Cache(path).records.get("graphs", {})
+    return any(record.get("options", {}).get("tracks", False) for record in made.values())
+
+
 def _has_tracks(cache: Cache) -> bool:
     """Whether the features of a cache hold tracks."""
     for record in cache.records["features"].values():

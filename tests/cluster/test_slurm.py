@@ -64,7 +64,7 @@ def command(world: Path, cache: Path, *more: str) -> list[str]:
         f"--weights {world}/weights.pth --set backbone_options.width=8 "
         f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv "
         f"--boxes 2 --frames 4 --size 64 --train-views 60 --dtype float32 --shard-size 1 "
-        f"--workers 1"
+        f"--workers 1 --views-for-all"
     )
     return [sys.executable, "-m", "cli", *text.split(), *more]
 

@@ -46,6 +46,15 @@ def test_graphs_without_tracks_replace_them_only_where_asked(linked):
     assert "track" not in Cache(linked)["train"].fields
 
 
+def test_the_command_goes_on_linking_until_it_is_told_not_to(linked):
+    for flags, kept in (([], True), (["--no-tracks"], False), ([], False)):
+        call = CliRunner().invoke(
+            vidgraph, ["graphs", "--cache", str(linked), "--which", "iou", *flags]
+        )
+        assert call.exit_code == 0, call.output
+        assert ("track" in Cache(linked)["test"].fields) == kept
+
+
 def test_tracks_alone_can_be_computed(tmp_path):
     path = make_cache(tmp_path, clips=2)
     build_graphs(path, (), tracks=True)
