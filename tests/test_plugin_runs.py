@@ -26,6 +26,16 @@ from tests.support.tiny_videos import make_videos
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def given_in_this_file_alone():
+    """Workers get every file that their process was given: those of other tests must not."""
+    kept = [(of, dict(of)) for of in (plugins._given, plugins._noted)]
+    yield
+    for of, before in kept:
+        of.clear()
+        of.update(before)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The working directory, with a cache; `ran` shows when a plug-in was executed."""
