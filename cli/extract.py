@@ -97,9 +97,8 @@ def command(**given) -> int:
         return _print_sbatch(given)
     with stoppable(RESUME):
         from pipeline.manifests.manifest import read_manifest
-        from pipeline.stages.extract_shards import SHARDS_AT_ONCE
 
-        engine = engine_of(given, given["cache"] / "logs", SHARDS_AT_ONCE)
+        engine = _engine_of(given)
         # With an engine only the workers need to see the videos.
         if engine is None and given["root"] and not given["root"].is_dir():
             raise ValueError(
@@ -108,17 +107,29 @@ def command(**given) -> int:
         manifest = read_manifest(given["manifest"], given["root"])
         options = _run_options(given, elsewhere=engine is not None)
         config = config_for(given, manifest)
-        if engine is None:
-            _say_unused_gpus(options.device)
-        return run(
-            config,
-            manifest,
-            given["cache"],
-            options,
-            given["shards"],
-            engine=engine,
-            accept=_clips_to_accept(given["accept_failures"], manifest),
-        )
+        return _start(given, config, manifest, options, engine)
+
+
+def _start(given: dict, config, manifest, options, engine) -> int:
+    """Extract to --cache, and say what this process leaves alone; return the exit code."""
+    if engine is None:
+        _say_unused_gpus(options.device)
+    return run(
+        config,
+        manifest,
+        given["cache"],
+        options,
+        given["shards"],
+        engine=engine,
+        accept=_clips_to_accept(given["accept_failures"], manifest),
+    )
+
+
+def _engine_of(given: dict):
+    """Where shards are worked on. A worker decodes one, computes one and hashes one at a time."""
+    from pipeline.stages.extract_shards import SHARDS_AT_ONCE
+
+    return engine_of(given, given["cache"] / "logs", SHARDS_AT_ONCE)
 
 
 def _say_unused_gpus(device: str) -> None:
@@ -138,17 +149,9 @@ def _add(given: dict) -> int:
 
     if given["print_sbatch"]:
         raise click.UsageError("--print-sbatch and --add: expected one of them, got both")
-    engine = engine_of(given, given["cache"] / "logs")
+    engine = _engine_of(given)
     config, manifest, options = added_to(given, _run_options(given, elsewhere=engine is not None))
-    return run(
-        config,
-        manifest,
-        given["cache"],
-        options,
-        given["shards"],
-        engine=engine,
-        accept=_clips_to_accept(given["accept_failures"], manifest),
-    )
+    return _start(given, config, manifest, options, engine)
 
 
 def _clips_to_accept(given: str | None, manifest) -> frozenset[str]:

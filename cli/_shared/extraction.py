@@ -306,8 +306,6 @@ def config_of(given: dict, fixed: dict | None = None):
         ValueError: a value is not allowed, or a file of --like CACHE is gone or has changed.
     """
     from pipeline.encoder_names import is_encoder
-    from pipeline.plugins import given_name
-    from pipeline.proposals import with_underscores
     from pipeline.stages.config import with_settings
 
     given = {**given, **(fixed or {})}
@@ -320,6 +318,20 @@ def config_of(given: dict, fixed: dict | None = None):
     if is_encoder(config.backbone) and config.weights == "imagenet":
         # The option's default, for which encoders have a word of their own.
         config = replace(config, weights="pretrained")
+    return with_known_names(config)
+
+
+def with_known_names(config):
+    """Return an ExtractConfig whose backbone and source of boxes have the names that records have.
+
+    Plug-in files are given to this process; `torchvision-detector` has an underscore.
+
+    Args:
+        config: the config, with names as people write them.
+    """
+    from pipeline.plugins import given_name
+    from pipeline.proposals import with_underscores
+
     return replace(
         config,
         backbone=given_name(config.backbone),
@@ -362,13 +374,10 @@ def _plain_config(given: dict):
 
 def _config_like(given: dict, named: set[str]):
     """The config of the cache that --like names, with the options of `named` replaced."""
-    from dataclasses import asdict
-
     from pipeline.cache.reader import Cache
     from pipeline.plugins import given_name
     from pipeline.proposals import with_underscores
     from pipeline.stages.recorded import config_like, require_same_files
-    from pipeline.views.sampling import Sampling
 
     cache = Cache(given["like"])
     config, _ = config_like(cache)
@@ -382,6 +391,18 @@ def _config_like(given: dict, named: set[str]):
     if "proposals" in named and source != config.proposals:
         config = replace(config, proposal_options={})
 
+    resize = given.get("frame_resize") or _resize_of_cache(given) or config.resize
+    return replace(with_named(config, given, named), resize=resize)
+
+
+def with_named(config, given: dict, named: set[str]):
+    """Return a recorded config with the options of the command line in their place.
+
+    Args:
+        config: the ExtractConfig.
+        given: the options, by name.
+        named: those that count; the config's own stay for all others.
+    """
     views = {key: given[key] for key in SAMPLING if key in named}
     if "test_crops" in named:
         views["test_crops"] = _crops(given["test_crops"])
@@ -392,9 +413,8 @@ def _config_like(given: dict, named: set[str]):
             boxes[key] = options_of_boxes[key]
     return replace(
         config,
-        sampling=Sampling.from_dict({**asdict(config.sampling), **views}),
+        sampling=replace(config.sampling, **views),
         proposal_options=boxes,
-        resize=given.get("frame_resize") or _resize_of_cache(given) or config.resize,
         **{key: given[key] for key in CONFIG if key in named},
     )
 

@@ -7,21 +7,11 @@ the whole configuration with the cache's and refuses another one.
 from dataclasses import replace
 
 import click
-from click.core import ParameterSource
 
-from cli._shared.extraction import CONFIG, SAMPLING
+from cli._shared.extraction import given_names, with_known_names, with_named
 
 # Adds no field, but the views that the options or the manifest's splits ask for.
 VIEWS = "views"
-
-# Options of the source of boxes -> their names in `proposal_options`.
-OF_SOURCE = {
-    "proposal_weights": "weights",
-    "proposal_size": "size",
-    "boxes": "num_boxes",
-    "annotations": "file",
-}
-
 
 # Files that may be elsewhere than where the first run found them.
 MOVABLE = ("weights", "annotations", "proposal_weights")
@@ -44,11 +34,10 @@ def added_to(given: dict, options) -> tuple:
     """
     from pipeline.cache.reader import Cache, CacheError
     from pipeline.manifests.manifest import read_manifest
-    from pipeline.plugins import given_name
     from pipeline.stages.config import with_settings
     from pipeline.stages.repair import MovedFiles, as_extracted
 
-    explicit = _given_by_hand()
+    explicit = given_names(given)
     if "keep" in explicit:
         raise click.UsageError("--keep and --add: expected one of them, got both")
     cache = Cache(given["cache"])
@@ -69,28 +58,13 @@ def added_to(given: dict, options) -> tuple:
     elif given["root"] is not None:
         manifest = replace(read_manifest(manifest.path, given["root"]), clips=_kept(cache, given))
 
-    sampling = {name: given[name] for name in SAMPLING if name in explicit}
-    if "test_crops" in explicit:
-        crops = given["test_crops"]
-        sampling["test_crops"] = crops if crops == "full" else int(crops)
-    source = dict(config.proposal_options)
-    for name, key in OF_SOURCE.items():
-        if name in explicit:
-            source[key] = str(given[name]) if name == "annotations" else given[name]
-    others = {name: given[name] for name in CONFIG if name in explicit}
     fields = tuple(name for name in given["add"] if name != VIEWS)
     config = replace(
-        config,
-        **others,
+        with_named(config, given, explicit),
         keep=(*config.keep, *fields),
-        sampling=replace(config.sampling, **sampling),
-        proposal_options=source,
         resize=given["frame_resize"] or config.resize,
     )
-    config = with_settings(config, given["settings"])
-    config = replace(
-        config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
-    )
+    config = with_known_names(with_settings(config, given["settings"]))
     for name in ("batch", "compression"):
         if name not in explicit:
             options = replace(options, **{name: getattr(own, name)})
@@ -104,14 +78,3 @@ def _kept(cache, given: dict) -> tuple:
     here = {clip.clip for clip in cache.manifest.clips}
     moved = read_manifest(cache.manifest.path, given["root"])
     return tuple(clip for clip in moved.clips if clip.clip in here)
-
-
-def _given_by_hand() -> set[str]:
-    """The names of the options that stand on the command line."""
-    context = click.get_current_context()
-    by_hand = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    names = set()
-    for name in context.params:
-        if context.get_parameter_source(name) in by_hand:
-            names.add(name)
-    return names

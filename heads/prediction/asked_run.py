@@ -22,9 +22,9 @@ from pipeline.cache.reader import Cache
 from pipeline.regions.graphs import GRAPHS, NEEDS
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.recorded import (
-    FLAGS,
     MovedFiles,
     backbone_of,
+    box_options_of,
     config_like,
     require_same_files,
 )
@@ -204,16 +204,7 @@ def _record_of(folder: Path, saved: SavedHead, like: str | Path | None) -> Mappi
 
 def _with_boxes(config: ExtractConfig, moved: MovedFiles) -> tuple[ExtractConfig, bool]:
     """The config with its files of boxes where they are now, and whether boxes are others."""
-    options = dict(config.proposal_options)
-    for key, path in (("file", moved.annotations), ("weights", moved.proposal_weights)):
-        if path is None:
-            continue
-        if key not in options:
-            raise ValueError(
-                f"{FLAGS[key]}: the boxes of this run ({config.proposals}) come from no such "
-                f"file; leave it out"
-            )
-        options[key] = os.path.abspath(path)
+    options = box_options_of(config, moved, "the boxes of this run (SOURCE) come")
     return replace(config, proposal_options=options), moved.annotations is not None
 
 

@@ -73,22 +73,36 @@ def with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
         ValueError: a file is not where it was, or the config has no such file. The message names
             the option that says where it is.
     """
+    options = box_options_of(config, moved, "the boxes of this cache (SOURCE) came")
+    weights = config.weights if moved.weights is None else str(moved.weights)
+    backbone = backbone_of(config, moved)
+    config = replace(config, backbone=backbone, weights=weights, proposal_options=options)
+    require_files(config)
+    return config
+
+
+def box_options_of(config: ExtractConfig, moved: MovedFiles, whose: str) -> dict[str, Any]:
+    """Return a recorded config's options of its source of boxes, with its files as they are now.
+
+    Args:
+        config: as it was recorded.
+        moved: where files are now.
+        whose: how the message begins, with SOURCE for the source's name.
+
+    Raises:
+        ValueError: the source has no such file.
+    """
     options = dict(config.proposal_options)
     for key, path in (("file", moved.annotations), ("weights", moved.proposal_weights)):
         if path is None:
             continue
         if key not in options:
             raise ValueError(
-                f"{FLAGS[key]}: the boxes of this cache ({config.proposals}) came from no such "
-                f"file; leave it out"
+                f"{FLAGS[key]}: {whose.replace('SOURCE', config.proposals)} from no such file; "
+                f"leave it out"
             )
         options[key] = os.path.abspath(path)
-
-    weights = config.weights if moved.weights is None else str(moved.weights)
-    backbone = backbone_of(config, moved)
-    config = replace(config, backbone=backbone, weights=weights, proposal_options=options)
-    require_files(config)
-    return config
+    return options
 
 
 def backbone_of(config: ExtractConfig, moved: MovedFiles) -> str:

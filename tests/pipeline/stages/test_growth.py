@@ -5,10 +5,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import pipeline.cache.growth
+from cli._shared.growth import added_to
+from cli.extract import command as extract_command
 from heads.config.recipe_tables import DataOptions
 from heads.data.splits import require_split_views
 from pipeline.cache.folder import CacheError
@@ -331,3 +335,25 @@ def test_a_shard_of_other_clips_is_refused(world, plain):
         shutil.copy(plain / f"features/00000.{ending}", plain / f"features/00001.{ending}")
     found = verify(plain)
     assert any("clips_sha256 is" in finding.what for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--nearest-boxes", "0.5"], {"nearest": 0.5}),
+        (["--boxes", "3"], {"num_boxes": 3}),
+    ],
+)
+def test_add_takes_every_option_of_the_source_of_boxes(plain, words, expected):
+    """An option that was not passed on would be lost without a word."""
+    seen = {}
+
+    def command(**given):
+        config, _, _ = added_to(given, RunOptions(workers=0))
+        seen.update(config.proposal_options)
+
+    probe = click.Command("extract", params=extract_command.params, callback=command)
+    CliRunner().invoke(
+        probe, ["--cache", str(plain), "--add", "conv2", *words], catch_exceptions=False
+    )
+    assert expected.items() <= seen.items()
