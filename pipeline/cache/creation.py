@@ -20,7 +20,7 @@ from pipeline.cache.folder import (
     read_folder,
     require_folder_path,
 )
-from pipeline.cache.identity import as_json, fingerprint_of, fingerprint_of_format_1, identity
+from pipeline.cache.identity import as_json, fingerprint_of, fingerprint_of_format_1, flat, identity
 from pipeline.cache.parts import Part, run_lengths
 from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import (
@@ -221,7 +221,7 @@ def require_same_config(folder: Path, stored: dict, wanted: dict) -> None:
     Raises:
         CacheError: they differ. The message names the keys.
     """
-    stored, wanted = _flatten(stored), _flatten(wanted)
+    stored, wanted = flat(stored), flat(wanted)
     differing = []
     for key in sorted({*stored, *wanted}):
         if stored.get(key) != wanted.get(key):
@@ -240,9 +240,9 @@ def require_same_config(folder: Path, stored: dict, wanted: dict) -> None:
         )
 
 
-def _settings(flat: dict[str, object], keys: Sequence[str]) -> str:
+def _settings(options: dict[str, object], keys: Sequence[str]) -> str:
     """Some settings for a message, such as "seed=1, dtype=float16"."""
-    return ", ".join(f"{key}={flat.get(key, 'none')}" for key in keys)
+    return ", ".join(f"{key}={options.get(key, 'none')}" for key in keys)
 
 
 def root_as_spelled(manifest: Manifest) -> str:
@@ -266,14 +266,3 @@ def _clip_at(rows: Sequence[Sequence], row: int) -> str:
         return f"clip {clip}"
     until = "the end" if end is None else f"{end:g} s"
     return f"clip {clip}, from {start or 0:g} s to {until}"
-
-
-def _flatten(config: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

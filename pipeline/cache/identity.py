@@ -129,3 +129,19 @@ def _add_clips(digest, clips: Sequence[Clip]) -> None:
 
 def _seconds(value: float | None) -> str:
     return "null" if value is None else repr(value)
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, object]:
+    """Return a config with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}.
+
+    Args:
+        config: the config; dictionaries without keys stay values.
+        prefix: stands before every key.
+    """
+    found: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.cache.fields import GROUPS, is_cut
 from pipeline.cache.folder import CacheError
-from pipeline.cache.identity import CONTENT_OF_SAMPLING
+from pipeline.cache.identity import CONTENT_OF_SAMPLING, flat
 from pipeline.cache.reader import Cache, Group
 from pipeline.manifests.manifest import Clip, Manifest
 
@@ -73,7 +73,7 @@ def require_same_values(first: Cache, other: Cache) -> None:
     """
     if first.fingerprint == other.fingerprint or first.config == other.config:
         return
-    stored, found = _flatten(first.config), _flatten(other.config)
+    stored, found = flat(first.config), flat(other.config)
     differing = []
     for key in sorted({*stored, *found}):
         if stored.get(key) != found.get(key):
@@ -361,14 +361,3 @@ def _joined_fingerprint(fingerprints: Sequence[str]) -> str:
     if len(set(fingerprints)) == 1:
         return fingerprints[0]
     return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
-
-
-def _flatten(config: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
