@@ -285,7 +285,8 @@ def recipe_with(
     try:
         return recipe_from(table, where)
     except ValueError as error:
-        key = "" if member else _key_in(str(error), settings)
+        # Names of folders hold digits, too: only what stands behind `where` is about a setting.
+        key = "" if member else _key_in(str(error).removeprefix(where), settings)
         if not key:
             raise
         raise ValueError(f"--set {key}: {error}") from None
@@ -293,17 +294,27 @@ def recipe_with(
 
 def _key_in(message: str, settings: Mapping[str, Any]) -> str:
     """Return the setting that an error is about; "" if it is about none."""
-    for key, value in settings.items():
+    for key in settings:
         parts = key.split(".")
         # The table itself may be unknown.
         tables = [".".join(parts[: k + 1]) for k in range(len(parts))]
         if any(f"no key {table};" in message for table in tables):
             return key
-        # Errors of a phase have its number in place of its name, those of a head its option.
-        last = re.search(rf"\b{re.escape(parts[-1])}\b", message)
-        if f", {parts[0]}" in message and (last or repr(value) in message):
-            return key
+    # Errors of a phase have its number in place of its name, those of a head its option. An error
+    # without the last part of the key may still show its value, as several settings may do.
+    for shown in (_last_part, _value):
+        for key, value in settings.items():
+            if f", {key.split('.')[0]}" in message and shown(key, value, message):
+                return key
     return ""
+
+
+def _last_part(key: str, value: Any, message: str) -> bool:
+    return re.search(rf"\b{re.escape(key.split('.')[-1])}\b", message) is not None
+
+
+def _value(key: str, value: Any, message: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(repr(value))}(?![\w.])", message) is not None
 
 
 def give_plugins(table: Mapping[str, Any], folder: Path, where: str) -> None:

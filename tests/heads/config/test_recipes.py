@@ -414,7 +414,9 @@ def test_a_list_of_numbers_may_be_written_with_commas(tmp_path):
     ],
 )
 def test_an_error_about_a_setting_names_it(tmp_path, key, value):
-    path = tmp_path / "r.toml"
+    folder = tmp_path / "data, train 8"  # holds the value and the table of the other setting
+    folder.mkdir()
+    path = folder / "r.toml"
     path.write_text('source = "a test"\n' + MINIMAL)
     with pytest.raises(ValueError, match=rf"--set {re.escape(key)}: ") as error:
         read_recipe(path, {"train.batch": 8, key: value})
