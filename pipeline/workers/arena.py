@@ -117,7 +117,7 @@ class Arena:
         self.size = -(-size // PAGE) * PAGE
         self.file = SharedFile(self.size)
         self._memory = self.file.map()
-        self._freed = freed
+        self.freed = freed
         self._free = [Block(0, self.size)]  # by start; no two touch
         # Filled by finalizers, which may run inside any other call: appending needs no lock.
         self._returned: deque[Block] = deque()
@@ -145,24 +145,25 @@ class Arena:
             The first free block that is large enough; None if there is none now.
         """
         self._collect()
-        needed = max(PAGE, -(-size // PAGE) * PAGE)
         for place, block in enumerate(self._free):
-            if block.size < needed:
+            if block.size < size:
                 continue
             # From the front, so that the pages behind stay untouched as long as they can.
-            rest = Block(block.start + needed, block.size - needed)
-            self._free[place : place + 1] = [rest] if rest.size else []
-            return Block(block.start, needed)
+            taken, rest = _cut(block, size)
+            self._free[place : place + 1] = [rest] if rest is not None else []
+            return taken
         return None
 
     def give_back(self, block: Block) -> None:
         """Free a block. Nothing may read it any more."""
         self._returned.append(block)
-        if self._freed is not None:
-            self._freed()
+        if self.freed is not None:
+            self.freed()
 
     def arrays(self, block: Block, sizes: Sequence[int]) -> list[memoryview]:
         """Return the arrays of an answer, as bytes. The block is free once all of them are gone.
+
+        What the block has beyond them is free at once.
 
         Args:
             block: a block that was taken.
@@ -171,10 +172,13 @@ class Arena:
         # Imported here, and not in the workers: it would delay those that do not need it.
         import numpy
 
+        starts, total = spread(sizes)
+        block, rest = _cut(block, total)
+        if rest is not None:
+            self.give_back(rest)
         whole = numpy.frombuffer(self._memory, numpy.uint8, block.size, block.start)
         # Views refer to this array, and it lives as long as they do.
         weakref.finalize(whole, self.give_back, block).atexit = False
-        starts, _ = spread(sizes)
         view = memoryview(whole)
         pairs = zip(starts, sizes, strict=True)
         return [view[start : start + size] for start, size in pairs]
@@ -191,6 +195,41 @@ class Arena:
             else:
                 joined.append(block)
         self._free = joined
+
+
+def _cut(block: Block, size: int) -> tuple[Block, Block | None]:
+    """The first pages of a block, for so many bytes, and the rest; None if there is no rest."""
+    needed = max(PAGE, -(-size // PAGE) * PAGE)
+    if needed >= block.size:
+        return block, None
+    return Block(block.start, needed), Block(block.start + needed, block.size - needed)
+
+
+class StartMarks:
+    """What the parent must know of a worker that has died: whether it had started its task.
+
+    A byte of shared memory for each worker. A message would wake the parent for every task.
+    """
+
+    def __init__(self, workers: int):
+        """Make the memory.
+
+        Args:
+            workers: how many there are.
+
+        Raises:
+            OSError: the system has no memory or no place for it.
+        """
+        self.file = SharedFile(workers)
+        self._marks = self.file.map()
+
+    def take_off(self, place: int) -> None:
+        """Take a worker's mark off, before it gets a task."""
+        self._marks[place] = 0
+
+    def is_set(self, place: int) -> bool:
+        """Whether the worker has set its mark."""
+        return self._marks[place] == 1
 
 
 class Bell:

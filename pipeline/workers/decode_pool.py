@@ -16,9 +16,14 @@ Large answers come through memory that the pool shares with its workers (`pipeli
 Where that memory is full, workers wait until the caller has dropped earlier answers. The worker
 with the oldest task never waits: its answer comes through its pipe. So the memory bounds what is
 computed ahead, and no order of answers can block the pool.
+
+The thread shares Python's lock with the caller, who feeds a device. So it wakes once for each task,
+and what it does then grows little with the number of workers: a worker gets its task together with
+memory for the answer, and nobody wakes the thread for what it cannot use.
 """
 
 import pickle
+import selectors
 import signal
 import threading
 import time
@@ -32,7 +37,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from pipeline.workers.affinity import choose_task
-from pipeline.workers.arena import Arena, Bell
+from pipeline.workers.arena import Arena, Bell, Block, StartMarks
 from pipeline.workers.pool_process import PoolProcess, Ticket
 from pipeline.workers.pool_worker import NO_BLOCK, NeedsBlock, receive
 
@@ -100,11 +105,10 @@ class WorkerPool:
         self._function = function
         self._feeder: _Feeder | None = None
         if workers:
-            bell = Bell()
             if shared_bytes:
-                self.arena = Arena(shared_bytes, freed=bell.ring)
+                self.arena = Arena(shared_bytes)
             self._feeder = _Feeder(
-                function, workers, timeout, again, start_limit, bell, self.arena, survived
+                function, workers, timeout, again, start_limit, self.arena, survived
             )
             self._feeder.start()
             # Python waits for its children when it ends, and a Dask worker that closes does not
@@ -227,7 +231,6 @@ class _Feeder(threading.Thread):
         timeout: float | None,
         again: int,
         start_limit: float,
-        bell: Bell,
         arena: Arena | None,
         survived: Callable[[Any, str], None],
     ):
@@ -239,8 +242,19 @@ class _Feeder(threading.Thread):
         self._start_limit = start_limit
         self._workers: list[PoolProcess] = []
         self._queue: deque[Ticket] = deque()
-        self._bell, self._arena, self._survived = bell, arena, survived
+        self._arena, self._survived = arena, survived
+        self._marks = StartMarks(workers)
+        self._places = list(range(workers))  # of workers that are missing
         self._tickets = count()
+        self._usual = 0  # bytes of shared memory that the last answer took
+
+        self._bell = Bell()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell.number, selectors.EVENT_READ)
+        # The bell is rung for a task while a worker is idle, and for memory while one waits for it.
+        self._idle = self._short = False
+        if arena:
+            arena.freed = self._memory_is_free
         # Guards _queue against _broken: no ticket is queued after the last worker has gone.
         self._lock = threading.Lock()
         self._closing = False
@@ -253,8 +267,13 @@ class _Feeder(threading.Thread):
             if self._broken or self._closing:
                 raise RuntimeError(self._broken or "the pool is closed: make a new one")
             self._queue.append(ticket)
-        self._bell.ring()
+        if self._idle:
+            self._bell.ring()
         return ticket
+
+    def _memory_is_free(self) -> None:
+        if self._short:
+            self._bell.ring()
 
     def close(self) -> None:
         with self._lock:
@@ -291,62 +310,92 @@ class _Feeder(threading.Thread):
             ticket.broken = reason
             ticket.done.set()
         self._workers = []
+        self._selector.close()
 
     def _step(self) -> None:
         """Start missing workers, feed idle ones, then wait for the next event and handle it."""
-        while len(self._workers) < self._wanted:
-            self._workers.append(PoolProcess(self._function, self._start_limit, self._arena))
+        while self._places:
+            self._add_worker(self._places.pop())
+        # First, so that the bell is rung for a task that comes while the queue is looked at.
+        self._idle = True
         for worker in self._workers:
             if worker.ready and worker.ticket is None:
                 self._feed(worker)
+        self._idle = any(worker.ready and worker.ticket is None for worker in self._workers)
         self._give_blocks()
 
-        pipes = [worker.pipe for worker in self._workers]
-        ends = [worker.process.sentinel for worker in self._workers]
-        happened = self._wait(pipes + ends, min(worker.deadline for worker in self._workers))
-        for worker in tuple(self._workers):
-            if worker.pipe in happened or worker.process.sentinel in happened:
-                self._receive(worker)
-            elif time.monotonic() > worker.deadline:
+        happened = self._wait(min(worker.deadline for worker in self._workers))
+        for worker in happened:
+            self._receive(worker)
+        now = time.monotonic()
+        for worker in [one for one in self._workers if now > one.deadline]:
+            if worker not in happened:
                 self._replace(worker, timed_out=True)
 
-    def _wait(self, objects: list, deadline: float) -> list:
-        """Wait for pipes and processes.
+    def _add_worker(self, place: int) -> None:
+        worker = PoolProcess(self._function, self._start_limit, self._arena, self._marks, place)
+        self._workers.append(worker)
+        for end in (worker.pipe, worker.process.sentinel):
+            self._selector.register(end, selectors.EVENT_READ, worker)
 
-        Returns those that are ready; none after a wake-up or at the deadline. Raises _Closed if the
-        pool closes.
+    def _wait(self, deadline: float) -> list[PoolProcess]:
+        """Wait for workers: messages and ends.
+
+        Returns those that have something; none after a wake-up or at the deadline. Raises _Closed
+        if the pool closes.
         """
         left = None
         if deadline != float("inf"):
             left = max(0.0, deadline - time.monotonic())
-        happened = wait([*objects, self._bell.number], left)
-        if self._bell.number in happened:
-            self._bell.heard()
+        happened: dict[PoolProcess, None] = {}
+        for key, _ in self._selector.select(left):
+            if key.data is None:
+                self._bell.heard()
+            else:
+                happened[key.data] = None
         if self._closing:
             raise _Closed
-        return happened
+        return list(happened)
 
     def _feed(self, worker: PoolProcess) -> None:
-        others = {one.kin for one in self._workers if one is not worker}
         while self._queue:
-            kins = [ticket.kin for ticket in self._queue]
-            position = choose_task(kins, worker.kin, others)
+            position = self._choose(worker)
             ticket = self._queue[position]
-            del self._queue[position]
             if ticket.abandoned:
+                del self._queue[position]
                 continue
+            block = self._likely_block()
+            del self._queue[position]
             try:
-                worker.give(ticket, self._timeout)
+                worker.give(ticket, self._timeout, block)
             except OSError:
                 # It died while idle, which is noticed next; another worker gets the task.
                 worker.ticket = None
                 self._queue.appendleft(ticket)
             return
 
+    def _choose(self, worker: PoolProcess) -> int:
+        """The position of a worker's next task in the queue."""
+        if not self._queue[0].kin:
+            return 0
+        others = {one.kin for one in self._workers if one is not worker}
+        return choose_task([ticket.kin for ticket in self._queue], worker.kin, others)
+
+    def _likely_block(self) -> Block | None:
+        """A block for an answer that is as large as the last one; None if there is none to spare.
+
+        Answers of one run are alike.
+        """
+        if not self._usual or any(worker.needs for worker in self._workers):
+            return None
+        return self._arena.take(self._usual)
+
     def _give_blocks(self) -> None:
         """Give blocks of the shared memory to workers that wait for one, oldest task first."""
         waiting = [worker for worker in self._workers if worker.needs]
         waiting.sort(key=lambda worker: worker.ticket.number)
+        # First, so that the bell is rung for memory that comes back meanwhile.
+        self._short = bool(waiting)
         for worker in waiting:
             block = self._arena.take(worker.needs)
             # Later tasks must not take what the first one waits for.
@@ -358,6 +407,7 @@ class _Feeder(threading.Thread):
             # A worker that has died is noticed next, and gives its block back.
             with suppress(OSError):
                 worker.pipe.send_bytes(pickle.dumps(NO_BLOCK if block is None else block.start))
+        self._short = False
 
     def _is_oldest(self, ticket: Ticket) -> bool:
         """Whether no worker has an earlier task.
@@ -378,24 +428,25 @@ class _Feeder(threading.Thread):
         try:
             if not worker.pipe.poll():
                 raise EOFError
-            answer = receive(
+            answer, shared = receive(
                 worker.pipe, lambda: self._wait_for_more(worker), self._arena, worker.block
             )
         except (EOFError, OSError):
             self._replace(worker)
             return
 
-        if worker.ready and not worker.started:
-            worker.started = True
-        elif worker.ready and isinstance(answer, NeedsBlock):
-            worker.needs = answer.bytes
-            worker.deadline = float("inf")
-        elif worker.ready:
+        if worker.ready:
             # The answer's arrays give the block back when they go.
+            if worker.block is not None and not shared:
+                self._arena.give_back(worker.block)
             worker.block = None
+            worker.deadline = float("inf")
+        if worker.ready and isinstance(answer, NeedsBlock):
+            worker.needs = answer.bytes
+        elif worker.ready:
+            self._usual = shared or self._usual
             worker.ticket.finish(answer)
             worker.ticket = None
-            worker.deadline = float("inf")
         elif answer is None:
             worker.ready = True
             worker.deadline = float("inf")
@@ -408,13 +459,24 @@ class _Feeder(threading.Thread):
 
         Without the deadline, half an answer could block the thread for ever.
         """
-        while worker.pipe not in self._wait([worker.pipe], worker.deadline):
+        while not self._closing:
+            left = None
+            if worker.deadline != float("inf"):
+                left = max(0.0, worker.deadline - time.monotonic())
+            happened = wait([worker.pipe, self._bell.number], left)
+            if worker.pipe in happened:
+                return
+            self._bell.heard()
             if time.monotonic() > worker.deadline:
                 raise EOFError
+        raise _Closed
 
     def _replace(self, worker: PoolProcess, timed_out: bool = False) -> None:
         """End a worker, and decide what becomes of its task; `_step` starts another worker."""
         self._workers.remove(worker)
+        self._places.append(worker.place)
+        for end in (worker.pipe, worker.process.sentinel):
+            self._selector.unregister(end)
         ticket, ready = worker.ticket, worker.ready
         timed_out = timed_out or time.monotonic() > worker.deadline
         ending = worker.end()

@@ -11,9 +11,9 @@ from multiprocessing import current_process, get_context
 from typing import Any
 
 from pipeline.workers.affinity import kin_of
-from pipeline.workers.arena import Arena, Block
+from pipeline.workers.arena import Arena, Block, StartMarks
 from pipeline.workers.module_path import guard_children
-from pipeline.workers.pool_worker import serve
+from pipeline.workers.pool_worker import GRANT, NO_BLOCK, serve
 
 guard_children()  # before any process is spawned
 
@@ -75,8 +75,8 @@ class PoolProcess:
     """One process, the parent's end of its pipe, and the task that it has.
 
     Attributes:
+        place: of its mark.
         ready: it has loaded the pool's function.
-        started: it has started its task.
         signalled: a signal ended it; known after `end`.
         deadline: until it is ready, then of its task; by the monotonic clock.
         needs: bytes that its answer takes, while it waits for a block of the shared memory.
@@ -86,34 +86,45 @@ class PoolProcess:
 
     kin = ""
 
-    def __init__(self, function: bytes, limit: float, arena: Arena | None):
+    def __init__(
+        self, function: bytes, limit: float, arena: Arena | None, marks: StartMarks, place: int
+    ):
+        self.place, self._marks = place, marks
         self.pipe, child_end = _SPAWN.Pipe()
         shared = arena.file if arena else None
         self.process = _SPAWN.Process(
-            target=serve, args=(child_end, function, os.getpid(), shared), daemon=True
+            target=serve,
+            args=(child_end, function, os.getpid(), (marks.file, place), shared),
+            daemon=True,
         )
         with _as_no_daemon():
             self.process.start()
         child_end.close()  # else the worker's death would not end the pipe
         self.ready = False
         self.signalled = False
-        self.started = False
         self.ticket: Ticket | None = None
         self.needs = 0
         self.block: Block | None = None
         self.deadline = time.monotonic() + limit
 
-    def give(self, ticket: Ticket, limit: float | None) -> None:
+    @property
+    def started(self) -> bool:
+        """Whether it has started its task."""
+        return self._marks.is_set(self.place)
+
+    def give(self, ticket: Ticket, limit: float | None, block: Block | None = None) -> None:
         """Send a task. Its time starts now, because the worker is waiting for it.
 
         Args:
             ticket: the task.
             limit: seconds that it may take; None for no limit.
+            block: of the shared memory, for the answer.
         """
-        self.ticket, self.kin = ticket, ticket.kin
-        self.started = False
+        self.ticket, self.kin, self.block = ticket, ticket.kin, block
+        self._marks.take_off(self.place)
         self.deadline = time.monotonic() + limit if limit else float("inf")
-        self.pipe.send_bytes(ticket.payload)
+        start, size = (NO_BLOCK, 0) if block is None else block
+        self.pipe.send_bytes(GRANT.pack(start, size) + ticket.payload)
 
     def end(self) -> str:
         """Kill the process if it still runs, with all that it started; return how it ended."""

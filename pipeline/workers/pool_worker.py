@@ -9,6 +9,7 @@ import mmap
 import os
 import pickle
 import signal
+import struct
 import sys
 import threading
 import traceback
@@ -28,6 +29,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LEAST_SHARED = 64 << 10
 # What the parent sends where it gives no block.
 NO_BLOCK = -1
+# In front of a task: the start and the bytes of a block for its answer, or NO_BLOCK and 0.
+GRANT = struct.Struct("<qq")
 
 
 class NeedsBlock(NamedTuple):
@@ -40,17 +43,25 @@ class RemoteTraceback(Exception):
     """The traceback in the worker, as the `__cause__` of an exception that came back."""
 
 
-def serve(pipe: Connection, function: bytes, parent: int, shared: SharedFile | None = None) -> None:
+def serve(
+    pipe: Connection,
+    function: bytes,
+    parent: int,
+    marks: tuple[SharedFile, int],
+    shared: SharedFile | None = None,
+) -> None:
     """Run a worker: load the function, then answer tasks until the pipe closes.
 
-    The worker sends None when it is ready, or the error of loading. For each task it sends None
-    when it starts, then the answer or the exception. Before an answer with large arrays it sends
-    `NeedsBlock`, and the parent answers with the start of a block, or NO_BLOCK.
+    The worker sends None when it is ready, or the error of loading. It marks the start of each task
+    and sends the answer or the exception. With a task comes a block of the shared memory that is
+    probably large enough. Where it is not, the worker sends `NeedsBlock` before its answer, and the
+    parent answers with the start of a block, or NO_BLOCK.
 
     Args:
         pipe: the worker's end of a pipe to the parent.
         function: the pickled function.
         parent: the parent's process number.
+        marks: the memory of `StartMarks`, and this worker's byte of it.
         shared: memory for large arrays; None sends them through the pipe.
     """
     # A terminal and a batch system signal all processes of a job: the parent decides what to do.
@@ -62,6 +73,7 @@ def serve(pipe: Connection, function: bytes, parent: int, shared: SharedFile | N
     # The workers share the cores. numpy reads it when `function` imports it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     memory = shared.map() if shared else None
+    mark, place = marks[0].map(), marks[1]
     try:
         function = pickle.loads(function)
     except Exception as error:
@@ -71,16 +83,17 @@ def serve(pipe: Connection, function: bytes, parent: int, shared: SharedFile | N
     _send(pipe, None)
     while True:
         try:
-            payload = pipe.recv_bytes()
+            message = pipe.recv_bytes()
         except EOFError:
             return
-        _send(pipe, None)
+        mark[place] = 1
+        granted = GRANT.unpack_from(message)
         try:
-            answer = function(pickle.loads(payload))
+            answer = function(pickle.loads(memoryview(message)[GRANT.size :]))
         except Exception as error:
             answer = error
         try:
-            _send(pipe, answer, memory)
+            _send(pipe, answer, memory, granted)
         except (MemoryError, OSError):
             # Half an answer cannot be taken back: end as if the kernel had killed this process.
             os.kill(os.getpid(), signal.SIGKILL)
@@ -139,10 +152,21 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _send(pipe: Connection, answer: Any, memory: mmap.mmap | None = None) -> None:
+def _send(
+    pipe: Connection,
+    answer: Any,
+    memory: mmap.mmap | None = None,
+    granted: tuple[int, int] = (NO_BLOCK, 0),
+) -> None:
     """Send an answer, pickled with protocol 5: arrays go around the pickle.
 
     They are copied into a block of the shared memory, or follow the message in the pipe.
+
+    Args:
+        pipe: to the parent.
+        answer: the answer.
+        memory: the shared memory, if there is any.
+        granted: start and bytes of a block that the parent has given already.
     """
     buffers: list[pickle.PickleBuffer] = []
     where = ""  # the traceback of an exception
@@ -161,8 +185,11 @@ def _send(pipe: Connection, answer: Any, memory: mmap.mmap | None = None) -> Non
     starts, total = spread(sizes)
     block = NO_BLOCK
     if memory is not None and total >= LEAST_SHARED:
-        pipe.send_bytes(pickle.dumps((pickle.dumps(NeedsBlock(total)), [], "", False), protocol=5))
-        block = pickle.loads(pipe.recv_bytes())
+        block = granted[0]
+        if total > granted[1]:
+            needs = pickle.dumps(NeedsBlock(total))
+            pipe.send_bytes(pickle.dumps((needs, [], "", False), protocol=5))
+            block = pickle.loads(pipe.recv_bytes())
     if block != NO_BLOCK:
         for start, view in zip(starts, views, strict=True):
             memory[block + start : block + start + view.nbytes] = view
@@ -192,7 +219,7 @@ def receive(
     more: Callable[[], None],
     arena: Arena | None = None,
     block: Block | None = None,
-) -> Any:
+) -> tuple[Any, int]:
     """Receive an answer of a worker.
 
     Args:
@@ -202,7 +229,8 @@ def receive(
         block: the block of it that the worker was given.
 
     Returns:
-        The answer. Its arrays lie in memory that nothing else uses while any of them exists.
+        The answer, and how many bytes of the block it takes, 0 where it lies elsewhere. Its arrays
+        lie in memory that nothing else uses while any of them exists.
 
     Raises:
         EOFError: the worker is gone, or `more` raised it.
@@ -212,7 +240,7 @@ def receive(
     answer = pickle.loads(head, buffers=buffers)
     if where:
         answer.__cause__ = RemoteTraceback(f"\n{where}")
-    return answer
+    return answer, spread(sizes)[1] if in_block else 0
 
 
 def _read_arrays(pipe: Connection, sizes: list[int], more: Callable[[], None]) -> list:

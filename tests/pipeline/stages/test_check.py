@@ -259,8 +259,8 @@ def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
     from pipeline.stages import check
 
     # Only the clip that hangs has a limit: this machine may be slow.
-    def give_time(worker, ticket, limit):
-        give(worker, ticket, limit if ticket.task.clip == "sleeps" else None)
+    def give_time(worker, ticket, limit, *more):
+        give(worker, ticket, limit if ticket.task.clip == "sleeps" else None, *more)
 
     give = PoolProcess.give
     monkeypatch.setattr(PoolProcess, "give", give_time)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.workers.arena import PAGE, Arena, Bell, Block, spread
-from pipeline.workers.decode_pool import WorkerDied, WorkerPool
+from pipeline.workers.decode_pool import WorkerDied, WorkerPool, _Feeder
 
 # Seconds: no working machine takes so long, so a test that would wait for ever fails.
 NET = 300.0
@@ -85,7 +85,7 @@ def test_blocks_do_not_overlap_and_come_back():
 def test_a_block_is_free_when_the_last_array_in_it_is_gone():
     freed = []
     arena = Arena(4 * PAGE, freed=lambda: freed.append(True))
-    first, second = arena.arrays(arena.take(4 * PAGE), [10, 20])
+    first, second = arena.arrays(arena.take(4 * PAGE), [3 * PAGE, 20])
     view = np.frombuffer(second, np.uint8)[5:]
     del first, second
     assert not freed
@@ -93,6 +93,14 @@ def test_a_block_is_free_when_the_last_array_in_it_is_gone():
     del view
     assert freed
     assert arena.take(1) is not None
+
+
+def test_what_an_answer_leaves_of_its_block_is_free_at_once():
+    arena = Arena(4 * PAGE)
+    arrays = arena.arrays(arena.take(4 * PAGE), [10, PAGE])
+    assert arena.free_bytes == 2 * PAGE
+    del arrays
+    assert arena.take(4 * PAGE) == Block(0, 4 * PAGE)
 
 
 def test_pages_that_nobody_wrote_take_no_memory():
@@ -107,6 +115,40 @@ def test_a_bell_may_be_rung_any_number_of_times():
         bell.ring()
     bell.heard()
     bell.heard()
+
+
+def test_answers_that_are_alike_take_one_message_each(monkeypatch):
+    """The pool's thread shares Python's lock with the caller, so it must not wake for nothing."""
+    received, receive = [], _Feeder._receive
+
+    def count(feeder, worker):
+        if worker.ready:
+            received.append(worker)
+        receive(feeder, worker)
+
+    monkeypatch.setattr(_Feeder, "_receive", count)
+    tasks = [(k, MIB) for k in range(12)]
+    with WorkerPool(noise, 1, timeout=NET, shared_bytes=64 * MIB) as pool:
+        for task, answer in pool.imap(tasks, ahead=4):
+            assert same(answer, task)
+    # The first one asks for memory, since nobody knows how large it is.
+    assert len(received) == len(tasks) + 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_answers_of_any_size_after_any_other_are_whole_and_leave_no_memory_taken(workers):
+    rng = random.Random(5)
+    sizes = [rng.choice([0, 100, 70_000, MIB, 3 * MIB]) for _ in range(40)]
+    tasks = list(enumerate(sizes))
+    tasks[7:7] = [(7, -1)]  # fails, where memory was given for its answer
+    with WorkerPool(noise, workers, timeout=NET, shared_bytes=16 * MIB) as pool:
+        for task, answer in pool.imap(tasks, ahead=8):
+            if task[1] < 0:
+                assert isinstance(answer, ValueError)
+            else:
+                assert same(answer, task)
+        del answer
+        assert pool.arena.free_bytes == pool.arena.size
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -182,8 +182,8 @@ def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
     tasks = [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"]
     give = PoolProcess.give
 
-    def give_time(worker, ticket, limit):
-        give(worker, ticket, NET if ticket.task in (1, 2, 3) else limit)
+    def give_time(worker, ticket, limit, *more):
+        give(worker, ticket, NET if ticket.task in (1, 2, 3) else limit, *more)
 
     monkeypatch.setattr(PoolProcess, "give", give_time)
     with WorkerPool(misbehave, workers=2, timeout=1.0) as pool:
@@ -283,14 +283,14 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
     """The worker dies in the instant in which it is handed the task."""
     give, killed = PoolProcess.give, []
 
-    def give_to_the_dying(worker, ticket, limit):
+    def give_to_the_dying(worker, *what):
         if not killed:
             killed.append(worker.process.pid)
             os.kill(worker.process.pid, signal.SIGSTOP)
-            give(worker, ticket, limit)
+            give(worker, *what)
             os.kill(worker.process.pid, signal.SIGKILL)
         else:
-            give(worker, ticket, limit)
+            give(worker, *what)
 
     monkeypatch.setattr(PoolProcess, "give", give_to_the_dying)
     with WorkerPool(process_id, workers=1, timeout=NET) as pool:
@@ -348,11 +348,11 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
     """The first one has a short limit and nothing to load; the second one has all the time."""
     begin, limits = PoolProcess.__init__, [0.2, 600.0]
 
-    def begin_worker(worker, function, limit, arena):
+    def begin_worker(worker, function, limit, *more):
         assert limit == 7.0
         if len(limits) == 1:
             (tmp_path / "there").touch()
-        begin(worker, function, limits.pop(0), arena)
+        begin(worker, function, limits.pop(0), *more)
 
     monkeypatch.setattr(PoolProcess, "__init__", begin_worker)
     slow = LoadsBadly(loads_where, tmp_path / "there", misbehave)
