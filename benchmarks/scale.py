@@ -34,7 +34,8 @@ from _report import arguments, report
 
 from pipeline.manifests.manifest import read_manifest, write_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import ExtractSummary, RunOptions, ShardJob, extract
+from pipeline.stages.extract import ExtractSummary, extract
+from pipeline.stages.jobs import RunOptions, ShardJob
 from pipeline.views.sampling import Sampling
 from pipeline.workers.claims import take_claim
 from pipeline.workers.engines import DaskEngine, LocalEngine
