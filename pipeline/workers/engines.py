@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
+from pipeline.workers.completion import OtherRun
 from pipeline.workers.cores import allowed_cores, cores_here
 from pipeline.workers.dask_jobs import ALLOWED_DEATHS, DaskJobs, WorkersLost
 from pipeline.workers.dask_scratch import private_scratch
@@ -305,9 +306,9 @@ def share_jobs(
     """Run jobs on an engine, divided with other runs on the same cache.
 
     Args:
-        function: a picklable callable, which claims the job's shard. It returns None if another
-            run has claimed or finished it. Such a job is waited for, and taken over when the other
-            run's process is gone.
+        function: a picklable callable, which claims the job's shard. It returns
+            OtherRun.FINISHED if another run has finished it, and None if another run has claimed
+            it. Such a job is waited for, and taken over when the other run's process is gone.
         jobs: the shards to write.
         engine: the place where they run.
         finished: whether a job's shard is complete.
@@ -335,6 +336,8 @@ def share_jobs(
                     lost.append(result)
                 elif isinstance(result, Exception):
                     raise result
+                elif result is OtherRun.FINISHED:
+                    yield job, None
                 elif result is None and not finished(job):
                     elsewhere.append(job)
                 else:
@@ -360,9 +363,11 @@ def _wait(
     while jobs:
         if home:
             home.check()
-        # All of them, not only up to the first: a claim's silence is measured from its first look.
-        free = [messages.watch.free(job.path) for job in jobs]
         done = [finished(job) for job in jobs]
+        # All that are left, not only up to the first that is free: a claim's silence is measured
+        # from its first look.
+        left = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+        free = [messages.watch.free(job.path) for job in left]
         if any(free) or any(done):
             messages.over()
             finished_jobs, rest = [], []

@@ -104,32 +104,22 @@ def time_is_up(lab: Lab, drawn: random.Random) -> str:
 
 
 def killed_again_and_again(lab: Lab, drawn: random.Random) -> str | None:
-    """Job after job ends in the middle of the same shards: killed, or stopped as Slurm does."""
-    cache = lab.fresh()
+    """Job after job ends in the middle of one shard: killed, or stopped as Slurm does."""
+    cache, shard = lab.fresh(), drawn.randrange(CLIPS)
+    claim = cache / f"features/{shard:05d}.claim"
     for _ in range(JOBS):
-        run = lab.extract(cache, settings=NOTE_ALL)
-        before = done(cache)
-        until(lambda run=run: run.code() is not None or _claimed(cache), "shards are claimed")
-        time.sleep(drawn.uniform(0, 0.3) * lab.pace)
-        number = drawn.choice((signal.SIGKILL, signal.SIGTERM))
-        run.kill(number)
-        if run.wait() not in (-signal.SIGKILL, 130):
+        run = lab.extract(cache, "--shard", shard, settings=NOTE_ALL)
+        until(lambda run=run: run.code() is not None or claim.exists(), "the shard is claimed")
+        time.sleep(drawn.uniform(0, lab.pace))
+        run.kill(drawn.choice((signal.SIGKILL, signal.SIGTERM)))
+        if run.wait() not in (-signal.SIGKILL, 130) or done(cache):
             return None
-        assert before.items() <= done(cache).items(), "a finished shard was done again"
-    before = done(cache)
     run = lab.extract(cache, settings=NOTE_ALL)
     assert run.wait() == 3, run.said()
-    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert f"shard {shard:05d}: {JOBS} processes ended before it was complete" in run.said()
     # Among what must not differ: no `NNNNN.tries` stays.
     assert not (wrong := differences(cache, lab.calm)), wrong
-    told = f"{JOBS} processes ended before it was complete" in run.said()
-    # Where no shard was under way each time, there is nothing to say.
-    said = "the next run said so" if told else "no shard had been under way each time"
-    return f"{said}, and completed it; no list of tries stayed"
-
-
-def _claimed(cache: Path) -> bool:
-    return any((cache / "features").glob("*.claim"))
+    return "the next run said so, and completed it; no list of tries stayed"
 
 
 # What is added to a cache.
@@ -159,17 +149,19 @@ def _second_stage(
     before = done(cache)
     there_already = len(list(cache.glob(markers)))
     count = drawn.randint(there_already, len(list(calm.glob(markers))) - 2)
-    run = start(cache, workers=drawn.choice((0, 1)))
+    child = drawn.random() < 0.5
+    run = start(cache, workers=1 if child else drawn.choice((0, 1)))
 
     def there() -> bool:
-        return run.code() is not None or len(list(cache.glob(markers))) >= count
+        if run.code() is not None:
+            return True
+        return len(list(cache.glob(markers))) >= count and bool(run.decoders() or not child)
 
     until(there, "files appear")
     time.sleep(drawn.uniform(0, 0.01))
-    children = run.decoders()
-    child = bool(children) and drawn.random() < 0.5
     if child:
-        signalled(drawn.choice(children), signal.SIGKILL)
+        children = run.decoders()
+        child = bool(children) and signalled(children[0], signal.SIGKILL)
     else:
         run.kill(signal.SIGKILL)
     code = run.wait()

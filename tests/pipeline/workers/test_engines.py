@@ -749,6 +749,12 @@ def test_a_job_array_has_tasks_that_do_many_shards_each(shards, jobs, tasks, tmp
     assert f"#SBATCH --array=0-{tasks - 1}{at_a_time}\n" in script
 
 
+def test_tasks_without_a_time_limit_leave_the_shards_of_others_alone_too(tmp_path):
+    """Without the option, each of a thousand tasks would read what all others have written."""
+    script = slurm.array_script(["x"], 24, {"partition": "gpu"}, 0, str(tmp_path), "c/logs")
+    assert script.endswith("exec x --stop-after inf\n")
+
+
 def test_tasks_stop_before_their_time_is_up_and_end_at_once_when_all_is_done(tmp_path):
     """The script is run with a program that notes what it is asked for."""
     program = tmp_path / "note"
