@@ -106,10 +106,14 @@ def time_is_up(lab: Lab, drawn: random.Random) -> str:
 def killed_again_and_again(lab: Lab, drawn: random.Random) -> str | None:
     """Job after job ends in the middle of one shard: killed, or stopped as Slurm does."""
     cache, shard = lab.fresh(), drawn.randrange(CLIPS)
-    claim = cache / f"features/{shard:05d}.claim"
     for _ in range(JOBS):
         run = lab.extract(cache, "--shard", shard, settings=NOTE_ALL)
-        until(lambda run=run: run.code() is not None or claim.exists(), "the shard is claimed")
+
+        # The claim of the job before may still be there.
+        def claimed(run: Run = run) -> bool:
+            return run.code() is not None or claims_of(cache, run.pid) > 0
+
+        until(claimed, "the shard is claimed")
         time.sleep(drawn.uniform(0, lab.pace))
         run.kill(drawn.choice((signal.SIGKILL, signal.SIGTERM)))
         if run.wait() not in (-signal.SIGKILL, 130) or done(cache):
