@@ -24,7 +24,7 @@ from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
 from pipeline.workers.completion import OtherRun
 from pipeline.workers.cores import allowed_cores, cores_here
-from pipeline.workers.dask_jobs import ALLOWED_DEATHS, DaskJobs, WorkersLost
+from pipeline.workers.dask_jobs import ALLOWED_DEATHS, GONE, DaskJobs, WorkersLost
 from pipeline.workers.dask_scratch import private_scratch
 from pipeline.workers.dask_tls import TlsFiles, files_of_this_run, security_of_this_run
 from pipeline.workers.decode_pool import WorkerPool
@@ -159,7 +159,8 @@ class DaskEngine:
             self._cluster(security) as cluster,
             self._client(cluster, security) as client,
         ):
-            self.say(self._described(client) + self._shown_at(client.dashboard_link))
+            link = _answer(lambda: client.dashboard_link)
+            self.say(self._described(client) + self._shown_at(link))
             # Workers of other people, or on other machines, find out who shares their cores.
             on_this_machine = not self.scheduler and self.slurm is None
             sharing = self.workers if on_this_machine else 0
@@ -253,7 +254,7 @@ class DaskEngine:
             near = ", each with a GPU and the cores near it" if self.gpus else ""
             return f"{self.workers} processes{near}, scheduler {client.scheduler.address}"
 
-        threads = client.nthreads()
+        threads = _answer(client.nthreads)
         if any(count > self.threads for count in threads.values()):
             self.say(
                 f"workers with several threads work on {_shards(self.threads)} at a time; start "
@@ -266,6 +267,16 @@ class DaskEngine:
             )
         workers = f"{len(threads)} workers at {self.scheduler}"
         return workers if threads else f"{workers}; waiting for workers"
+
+
+def _answer(ask: Callable[[], Any]) -> Any:
+    """What a scheduler says that was connected a moment ago. WorkersLost if it is gone by now."""
+    try:
+        return ask()
+    except TimeoutError:  # it is slow
+        raise
+    except OSError:
+        raise WorkersLost(GONE) from None
 
 
 def run_jobs(

@@ -33,7 +33,9 @@ JOBS = 3
 
 def claims_of(cache: Path, pid: int) -> int:
     """How many shards of a cache a process has claimed."""
-    states = [read_claim(path.with_suffix(".h5")) for path in cache.rglob("*.claim")]
+    # The cache's own files have claims, too.
+    claims = cache.glob("features/**/*.claim")
+    states = [read_claim(path.with_suffix(".h5")) for path in claims]
     return sum(state is not None and state.pid == pid for state in states)
 
 

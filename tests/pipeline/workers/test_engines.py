@@ -749,6 +749,20 @@ def test_a_job_array_has_tasks_that_do_many_shards_each(shards, jobs, tasks, tmp
     assert f"#SBATCH --array=0-{tasks - 1}{at_a_time}\n" in script
 
 
+def test_a_scheduler_that_ends_just_after_it_was_connected_is_named():
+    """Its first requests fail, with words about sockets that nobody asked for."""
+    from distributed.comm import CommClosedError
+
+    class Client:
+        @staticmethod
+        def nthreads():
+            raise CommClosedError("in <TCP (closed)>: ConnectionResetError: [Errno 104]")
+
+    engine = DaskEngine(scheduler="tcp://10.0.0.1:8786")
+    with pytest.raises(WorkersLost, match="the Dask scheduler is gone; finished shards are kept"):
+        engine._described(Client)
+
+
 def test_tasks_without_a_time_limit_leave_the_shards_of_others_alone_too(tmp_path):
     """Without the option, each of a thousand tasks would read what all others have written."""
     script = slurm.array_script(["x"], 24, {"partition": "gpu"}, 0, str(tmp_path), "c/logs")
