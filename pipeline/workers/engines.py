@@ -23,19 +23,16 @@ from pipeline.files.watched_folder import WatchedFolder
 from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
 from pipeline.workers.completion import OtherRun
-from pipeline.workers.cores import allowed_cores, cores_here
 from pipeline.workers.dask_jobs import ALLOWED_DEATHS, GONE, DaskJobs, WorkersLost
 from pipeline.workers.dask_scratch import private_scratch
 from pipeline.workers.dask_tls import TlsFiles, files_of_this_run, security_of_this_run
 from pipeline.workers.decode_pool import WorkerPool
-from pipeline.workers.gpus import near_cores, visible_gpus
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 CLOSING = 3.0  # seconds that workers which we started have to end
 # Seconds in which a lost worker has to be replaced: it imports torch, on a busy machine.
 COMING_BACK = 120.0
-KEEPING = 5.0  # seconds between two checks that there are as many workers as there should be
 CONNECTING = 20.0  # seconds within which a scheduler has to answer at the start
 
 RunJobs = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
@@ -222,7 +219,11 @@ class DaskEngine:
                 threads=self.threads,
             )
         else:
-            cluster = _pinned_cluster(self, security)
+            from pipeline.workers import dask_nodes
+
+            cluster = dask_nodes.pinned_cluster(
+                self.workers, self.threads, self.gpus, self.dashboard, security
+            )
         try:
             yield cluster
         finally:
@@ -395,58 +396,6 @@ def _wait(
 
 def _shards(count: int) -> str:
     return "one shard" if count == 1 else f"{count} shards"
-
-
-def _pinned_cluster(engine: DaskEngine, security):
-    """Workers of this machine that only it can reach.
-
-    Each sees one GPU, in turn, where there are any. It computes with its part of the cores, or with
-    as many threads as OMP_NUM_THREADS says.
-    """
-    from distributed import LocalCluster, SpecCluster
-    from tornado.ioloop import PeriodicCallback
-
-    from pipeline.workers import dask_nodes
-
-    workers, gpus = engine.workers, list(engine.gpus) or visible_gpus()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
-    near = near_cores(engine.gpus, allowed_cores()) if engine.gpus else []
-
-    class QuietCluster(SpecCluster):
-        """Passes our class of schedulers on: LocalCluster, which calls this, has no option."""
-
-        def __init__(self, *, scheduler: dict, **kwargs):
-            super().__init__(scheduler={**scheduler, "cls": dask_nodes.QuietScheduler}, **kwargs)
-
-    class PinnedCluster(LocalCluster, QuietCluster):
-        """Gives every worker, and every one that replaces it, the GPU of its number."""
-
-        def new_worker_spec(self) -> dict:
-            ((number, spec),) = super().new_worker_spec().items()
-            env = {"OMP_NUM_THREADS": threads}
-            if gpus:
-                env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            if near:
-                own = near[number % len(near)]
-                env[dask_nodes.CORES] = ",".join(map(str, own))
-            ours = {"env": env, "worker_class": dask_nodes.QuietWorker}
-            return {number: {**spec, "options": {**spec["options"], **ours}}}
-
-    cluster = PinnedCluster(
-        n_workers=0,
-        threads_per_worker=engine.threads,
-        memory_limit=0,  # networks are not Dask's to spill
-        host="127.0.0.1",
-        dashboard_address=engine.dashboard or None,
-        security=security,
-        protocol="tls://",
-        silence_logs=logging.ERROR,
-    )
-    cluster.scale(workers)
-    # Dask gives up on a worker that is not back in time, and on one that dies while it starts.
-    keeper = PeriodicCallback(lambda: cluster.scale(workers), 1000 * KEEPING)
-    cluster.loop.add_callback(keeper.start)
-    return cluster
 
 
 def pick_device(name: str) -> str:
