@@ -11,20 +11,25 @@ workers   two Dask workers of one thread each beside one, in turn, on generated 
           else kept busy. A second worker can bring no more than the machine's cores divided by what
           the first one takes; a round in which others took more than a twentieth of a core measures
           them, and is repeated.
-calls     a real extraction of small videos in this process, one clip to a shard, in a folder that
-          already holds many shards: calls per new shard that reach the file system, by name, and
-          per shard that is complete already. `metadata` are those that ask a network file system's
-          server for names and attributes.
+calls     real extractions of small videos in this process, one clip to a shard, in a folder that
+          already holds many shards: calls per shard that reach the file system, by name. Shards are
+          new, finished before the run, or finished by another run after this one has begun. Runs
+          are one process; a task of a job array (`--stop-after`), which reports nothing about the
+          shards of others; and a worker of `--gpus`, `--dask`, `--scheduler` or `--slurm`, with its
+          client. `metadata` are the calls that ask a network file system's server for
+          names and attributes.
 """
 
 import json
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +39,8 @@ from _report import arguments, report
 
 from pipeline.manifests.manifest import read_manifest, write_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import ExtractSummary, RunOptions, ShardJob, extract
+from pipeline.stages.extract import ExtractSummary, extract
+from pipeline.stages.jobs import RunOptions, ShardJob
 from pipeline.views.sampling import Sampling
 from pipeline.workers.claims import take_claim
 from pipeline.workers.engines import DaskEngine, LocalEngine
@@ -106,36 +112,100 @@ def dry_run(manifest: Path, cache: Path, workers: int, begun: float) -> dict[str
     }
 
 
-def measure_calls(shards: int, complete: int) -> list[dict[str, object]]:
-    """Calls per shard, of new ones and of complete ones, beside `complete` files of others."""
-    from _system_calls import METADATA, counted
+class OneByOne:
+    """An engine that does in this process what Dask has a worker do: one shard at a time."""
+
+    @contextmanager
+    def open(self) -> Iterator:
+        def run(function, jobs):
+            worker = pickle.loads(pickle.dumps(function))
+            try:
+                for job in jobs:
+                    yield job, worker(pickle.loads(pickle.dumps(job)))
+            finally:
+                if hasattr(worker, "close"):
+                    worker.close()
+
+        yield run
+
+
+class Meanwhile:
+    """An engine that begins when another run has just finished every shard of a cache."""
+
+    def __init__(self, engine: OneByOne | LocalEngine, finished: Path, cache: Path):
+        self.engine, self.finished, self.cache = engine, finished, cache
+
+    @contextmanager
+    def open(self) -> Iterator:
+        # By another process, whose calls are not counted.
+        subprocess.run(["cp", "-a", f"{self.finished}/.", self.cache], check=True)
+        with self.engine.open() as run:
+            yield run
+
+
+# Ways of running: the engine, and whether the time is limited.
+WAYS = {
+    "one process": (LocalEngine, None),
+    "array task": (LocalEngine, 1e9),
+    "worker": (OneByOne, None),
+}
+NEW, BEFORE, MEANWHILE = "new", "before", "meanwhile"
+COUNTED_SHARDS = 20
+SHOWN = ("stat", "open", "link", "unlink", "mkdir", "statvfs")  # by themselves
+
+
+def measure_calls(complete: int) -> list[dict[str, object]]:
+    """Calls per shard, by state and way, in a folder with `complete` further shards."""
+    from _system_calls import METADATA
     from extract import make_videos
 
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = read_manifest(make_videos(Path(folder), shards))
-        cache, options = Path(folder) / "cache", RunOptions(workers=0, shard_size=1)
+    with tempfile.TemporaryDirectory() as name:
+        folder, count = Path(name), COUNTED_SHARDS
+        manifest = read_manifest(make_videos(folder, count + 2))
         small = replace(TIMED, backbone="digit_cnn", backbone_options={"width": 8})
-        # What is made once per run is not a shard's: the first one pays for it.
-        extract(small, manifest, cache, options, shards=[0])
+        # What is made once per cache is no shard's: the last shard pays for it.
+        begun, finished = folder / "begun", folder / "finished"
+        options = RunOptions(workers=0, shard_size=1)
+        extract(small, manifest, begun, options, shards=[count + 1])
         for number in range(complete):
-            (cache / "features" / f"{10**6 + number}.json").touch()
+            (begun / "features" / f"{10**6 + number}.json").touch()
+        subprocess.run(["cp", "-a", begun, finished], check=True)
+        extract(small, manifest, finished, options)
+
+        def calls_of(shards: int, state: str, way: str) -> Counter:
+            cache = folder / "counted"
+            subprocess.run(["cp", "-a", finished if state == BEFORE else begun, cache], check=True)
+            engine_class, stop_after = WAYS[way]
+            engine = None if engine_class is LocalEngine else engine_class()
+            if state == MEANWHILE:
+                engine = Meanwhile(engine_class(), finished, cache)
+            calls = _counted_extract(
+                small, manifest, cache, replace(options, stop_after=stop_after), shards, engine
+            )
+            shutil.rmtree(cache)
+            return calls
+
         rows = []
-        for what in ("new", "complete already"):
-            with counted(str(cache)) as calls:
-                extract(small, manifest, cache, options)
-            with counted(str(cache)) as fixed:
-                extract(small, manifest, cache, options, shards=[0])
-            count = shards - 1
-            per_shard = {name: (calls[name] - fixed[name]) / count for name in calls}
-            row = {"shard": what, "metadata": sum(per_shard.get(name, 0) for name in METADATA)}
-            row |= {name: per_shard[name] for name in sorted(per_shard)}
-            rows.append(row)
-        columns = sorted({name for row in rows for name in row} - {"shard", "metadata"})
-        return [
-            {"shard": row["shard"], "metadata": row["metadata"]}
-            | {name: row.get(name, 0.0) for name in columns}
-            for row in rows
-        ]
+        for state in (NEW, BEFORE, MEANWHILE):
+            for way in WAYS:
+                many, one = calls_of(count + 1, state, way), calls_of(1, state, way)
+                per_shard = {name: (many[name] - one[name]) / count for name in many}
+                metadata = {name: per_shard.pop(name, 0.0) for name in METADATA}
+                row = {"shard": state, "run": way, "metadata": sum(metadata.values())}
+                listings = metadata.pop("listdir") + metadata.pop("scandir")
+                row |= {"listings": listings} | {name: metadata[name] for name in SHOWN}
+                row["fsync"] = per_shard.pop("fsync", 0.0)
+                rows.append(row | {"of open files": sum(per_shard.values())})
+        return rows
+
+
+def _counted_extract(small, manifest, cache: Path, options, shards: int, engine) -> Counter:
+    """The calls of an extraction of the first shards of a cache."""
+    from _system_calls import counted
+
+    with counted(str(cache)) as calls:
+        extract(small, manifest, cache, options, shards=range(shards), engine=engine)
+    return calls
 
 
 def peak_memory() -> int:
@@ -338,7 +408,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.only in (None, "calls"):
         beside = given.json and given.json.with_name(f"{given.json.stem}-calls.json")
-        report("calls per shard", measure_calls(21, given.files), beside)
+        report("calls per shard", measure_calls(given.files), beside)
     if given.only in (None, "dry"):
         report("dry run", measure_dry_runs(given.rows, given.rounds), given.json)
     if given.only in (None, "workers"):

@@ -59,8 +59,9 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
     "--stop-after",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Begin no shard that would not be complete by then, and do not wait for other runs. The "
-    "tasks of --print-sbatch have it.",
+    help="Begin no shard that would not be complete by then, and do not wait for other runs. "
+    "Report this run's shards alone, without reading those of others (inf: this without a limit). "
+    "The tasks of --print-sbatch have it.",
 )
 @plugin_option
 @cluster_options

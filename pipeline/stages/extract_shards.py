@@ -36,7 +36,7 @@ from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
 from pipeline.video.video_identity import changed_videos
 from pipeline.video.view_pixels import DecodeViews, ProbeClip, run_task
 from pipeline.workers.claims import Claim, take_claim
-from pipeline.workers.completion import Mark, begin_shard, mark_of
+from pipeline.workers.completion import Mark, OtherRun, begin_shard, mark_of
 from pipeline.workers.cores import cores_here
 from pipeline.workers.dask_jobs import tell_client
 from pipeline.workers.decode_pool import WorkerPool
@@ -228,7 +228,7 @@ class ExtractShards:
         mark = mark_of(job.path)
         return mark is not None and (not self.redo or mark != job.mark)
 
-    def __call__(self, job: ShardJob) -> dict | None:
+    def __call__(self, job: ShardJob) -> dict | OtherRun | None:
         """Write one shard. Several threads may do so, and take turns.
 
         While one of them has a shard computed, the next one's clips are decoded, and the last one
@@ -238,13 +238,13 @@ class ExtractShards:
             job: the shard.
 
         Returns:
-            Its statistics; None if another run writes it or has written it.
+            Its statistics; OtherRun.FINISHED if another run has written it, None if one writes it.
         """
         turn = _Turn(self._decoding)
         try:
             shard = self._claim(job)
-            if shard is None:
-                return None
+            if not isinstance(shard, ClaimedShard):
+                return shard
             try:
                 return self._write(shard, turn)
             finally:
@@ -280,7 +280,7 @@ class ExtractShards:
         shard.tasks = len(tasks)
         return tasks
 
-    def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
+    def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | OtherRun | None]]:
         """Write shards one after the other, and decode clips of the next ones ahead.
 
         While a shard is computed, those before are hashed in a thread.
@@ -289,30 +289,30 @@ class ExtractShards:
             jobs: the shards.
 
         Yields:
-            (job, statistics). The statistics are None if another run writes the shard or has
-            written it.
+            (job, statistics). In place of the statistics, OtherRun.FINISHED if another run has
+            written the shard, None if one writes it.
         """
         claimed: deque[ClaimedShard] = deque()
         claims: set[Claim] = set()
-        # Shards that other runs write.
-        others: deque[ShardJob] = deque()
+        # Shards that other runs have written, or write.
+        others: deque[tuple[ShardJob, OtherRun | None]] = deque()
         finishing: deque[tuple[ShardJob, Future]] = deque()
 
         def tasks() -> Iterator:
             for job in jobs:
                 shard = self._claim(job)
-                if shard is None:
-                    others.append(job)
+                if not isinstance(shard, ClaimedShard):
+                    others.append((job, shard))
                     continue
                 claims.add(shard.claim)
                 shard_tasks = self._tasks_of(shard)
                 claimed.append(shard)
                 yield from shard_tasks
 
-        def settled(unfinished: int) -> Iterator[tuple[ShardJob, dict | None]]:
+        def settled(unfinished: int) -> Iterator[tuple[ShardJob, dict | OtherRun | None]]:
             """Yield what is done, and wait until at most so many shards are being finished."""
             while others:
-                yield others.popleft(), None
+                yield others.popleft()
             while len(finishing) > unfinished or (finishing and finishing[0][1].done()):
                 job, future = finishing.popleft()
                 yield job, future.result()
@@ -338,7 +338,7 @@ class ExtractShards:
                     shard = claimed.popleft()
                     complete = self._compose(shard, results_of(shard), disk)
                     if complete is None:
-                        others.append(shard.job)
+                        others.append((shard.job, None))
                         continue
                     future = finisher.submit(_finish, self._guarded(complete), shard.claim)
                     finishing.append((shard.job, future))
@@ -399,12 +399,16 @@ class ExtractShards:
 
         return guarded
 
-    def _claim(self, job: ShardJob) -> ClaimedShard | None:
+    def _claim(self, job: ShardJob) -> ClaimedShard | OtherRun | None:
         # One look at a file, where a claim takes many.
         if self.finished(job):
-            return None
-        with self.watched.guarded():
+            return OtherRun.FINISHED
+        try:
             claim = take_claim(job.path)
+        except Exception:
+            # The folder may be gone, which explains more.
+            self.watched.check()
+            raise
         if claim is None:
             return None
         unfinished = describe_tries(job.path)
@@ -416,7 +420,7 @@ class ExtractShards:
             # Another run may have completed the shard just before this claim.
             if self.finished(job):
                 claim.release()
-                return None
+                return OtherRun.FINISHED
             self.models.times = self.times
             if not self.redo:
                 return ClaimedShard(job, claim, begin_shard(job.path))

@@ -16,7 +16,7 @@ from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.regions.graphs import GRAPHS, NEEDS, GraphOptions, graphs_of, require_neighbours
 from pipeline.workers.claims import Claim, ClaimWatch, sweep_claims, take_claim
-from pipeline.workers.completion import begin_shard, finish_shard
+from pipeline.workers.completion import OtherRun, begin_shard, finish_shard
 from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
 from pipeline.workers.waiting import PrintLine
 
@@ -234,15 +234,18 @@ class ShardGraphs:
             return False
         return graphs.get("options") == self.options.record and made_from(graphs, features)
 
-    def __call__(self, job: GraphJob) -> dict | None:
+    def __call__(self, job: GraphJob) -> dict | OtherRun | None:
         """Write the graphs of a shard.
 
         Args:
             job: the shard.
 
         Returns:
-            Its statistics; None if another run writes it or has written it.
+            Its statistics; OtherRun.FINISHED if another run has written them, None if one does.
         """
+        # Without a claim, which takes many calls of the file system.
+        if self.finished(job):
+            return OtherRun.FINISHED
         with self.watched.guarded():
             claim = take_claim(job.path)
             if claim is None:
@@ -250,7 +253,9 @@ class ShardGraphs:
             with claim:
                 # The claim must lie in the cache that the run started in.
                 self.watched.check()
-                return None if self.finished(job) else self._make(job.shard, claim)
+                if self.finished(job):
+                    return OtherRun.FINISHED
+                return self._make(job.shard, claim)
 
     def _make(self, shard: int, claim: Claim) -> dict | None:
         records, shards = self.cache.records, self.cache.shards

@@ -30,7 +30,8 @@ class RunOptions:
         views_for_all: whether a new cache stores training and test views of every clip, not only
             those that its split needs.
         stop_after: seconds after which a run should be over. It begins no shard that would take
-            longer, and does not wait for those of others. None for no limit.
+            longer, and does not wait for those of others. With any number, also infinity, the
+            summary holds this run's shards alone, and no other is read. None for no limit.
 
     Raises:
         ValueError: a number is too small.

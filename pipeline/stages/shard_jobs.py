@@ -101,7 +101,7 @@ def passes_of(
         if key not in passes:
             own_record = recorded_for_views(record, own) if own != config else record
             passes[key] = ShardPass(stage, own, own_record, redo or stage != "features")
-        passes[key].jobs.append(_job(plan, stage, shard, own))
+        passes[key].jobs.append(_job(plan, stage, shard, own, passes[key].redo))
     return list(passes.values())
 
 
@@ -118,13 +118,15 @@ def _config_of(plan: Shards, stage: str, part: Part, config: ExtractConfig) -> E
     return for_views(config, keep, train, test)
 
 
-def _job(plan: Shards, stage: str, shard: int, config: ExtractConfig) -> ShardJob:
+def _job(plan: Shards, stage: str, shard: int, config: ExtractConfig, redo: bool) -> ShardJob:
     # Absolute, because other processes may have another working directory.
     path = Path(os.path.abspath(plan.path(shard, stage)))
     clips, views = plan.clips(shard), plan.views(shard)
     if views is None:
         views = (all_views(config),) * len(clips)
-    job = ShardJob(shard, path, plan.attrs(shard, stage), clips, mark_of(path), views)
+    # Where nothing is written again, the shard was not there.
+    mark = mark_of(path) if redo else None
+    job = ShardJob(shard, path, plan.attrs(shard, stage), clips, mark, views)
     if stage == "features":
         return job
 

@@ -340,8 +340,10 @@ def take_claim(path: Path, watch: ClaimWatch | None = None) -> Claim | None:
     if not path.parent.is_dir():
         path.parent.mkdir(exist_ok=True)
     found = read_claim(path)
-    if found is not None and not (watch or ClaimWatch()).free(path):
-        return None
+    if found is not None:
+        watch = watch or ClaimWatch()
+        if not (watch.abandoned(path, found) and _remove(path, found)):
+            return None
 
     name = new_claim_name()
     owner = {

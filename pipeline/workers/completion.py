@@ -8,6 +8,7 @@ again: if the done marker is another one by then, another process was faster and
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,12 @@ class ShardFileWriter(Protocol):
     """An object that writes a shard, such as `pipeline.cache.shard_writer.ShardWriter`."""
 
     def finish(self, stats: Mapping[str, object], replace: bool) -> dict: ...
+
+
+class OtherRun(Enum):
+    """The result of a job whose shard another run has finished. It survives pickling."""
+
+    FINISHED = "finished"
 
 
 # Inode, modification time and size of a file; None where there is no file.

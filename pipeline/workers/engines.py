@@ -22,19 +22,17 @@ from typing import Any, Protocol, TypeVar
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
-from pipeline.workers.cores import allowed_cores, cores_here
-from pipeline.workers.dask_jobs import ALLOWED_DEATHS, DaskJobs, WorkersLost
+from pipeline.workers.completion import OtherRun
+from pipeline.workers.dask_jobs import ALLOWED_DEATHS, GONE, DaskJobs, WorkersLost
 from pipeline.workers.dask_scratch import private_scratch
 from pipeline.workers.dask_tls import TlsFiles, files_of_this_run, security_of_this_run
 from pipeline.workers.decode_pool import WorkerPool
-from pipeline.workers.gpus import near_cores, visible_gpus
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 CLOSING = 3.0  # seconds that workers which we started have to end
 # Seconds in which a lost worker has to be replaced: it imports torch, on a busy machine.
 COMING_BACK = 120.0
-KEEPING = 5.0  # seconds between two checks that there are as many workers as there should be
 CONNECTING = 20.0  # seconds within which a scheduler has to answer at the start
 
 RunJobs = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
@@ -158,7 +156,8 @@ class DaskEngine:
             self._cluster(security) as cluster,
             self._client(cluster, security) as client,
         ):
-            self.say(self._described(client) + self._shown_at(client.dashboard_link))
+            link = _answer(lambda: client.dashboard_link)
+            self.say(self._described(client) + self._shown_at(link))
             # Workers of other people, or on other machines, find out who shares their cores.
             on_this_machine = not self.scheduler and self.slurm is None
             sharing = self.workers if on_this_machine else 0
@@ -220,7 +219,11 @@ class DaskEngine:
                 threads=self.threads,
             )
         else:
-            cluster = _pinned_cluster(self, security)
+            from pipeline.workers import dask_nodes
+
+            cluster = dask_nodes.pinned_cluster(
+                self.workers, self.threads, self.gpus, self.dashboard, security
+            )
         try:
             yield cluster
         finally:
@@ -252,7 +255,7 @@ class DaskEngine:
             near = ", each with a GPU and the cores near it" if self.gpus else ""
             return f"{self.workers} processes{near}, scheduler {client.scheduler.address}"
 
-        threads = client.nthreads()
+        threads = _answer(client.nthreads)
         if any(count > self.threads for count in threads.values()):
             self.say(
                 f"workers with several threads work on {_shards(self.threads)} at a time; start "
@@ -265,6 +268,16 @@ class DaskEngine:
             )
         workers = f"{len(threads)} workers at {self.scheduler}"
         return workers if threads else f"{workers}; waiting for workers"
+
+
+def _answer(ask: Callable[[], Any]) -> Any:
+    """What a scheduler says that was connected a moment ago. WorkersLost if it is gone by now."""
+    try:
+        return ask()
+    except TimeoutError:  # it is slow
+        raise
+    except OSError:
+        raise WorkersLost(GONE) from None
 
 
 def run_jobs(
@@ -305,9 +318,9 @@ def share_jobs(
     """Run jobs on an engine, divided with other runs on the same cache.
 
     Args:
-        function: a picklable callable, which claims the job's shard. It returns None if another
-            run has claimed or finished it. Such a job is waited for, and taken over when the other
-            run's process is gone.
+        function: a picklable callable, which claims the job's shard. It returns
+            OtherRun.FINISHED if another run has finished it, and None if another run has claimed
+            it. Such a job is waited for, and taken over when the other run's process is gone.
         jobs: the shards to write.
         engine: the place where they run.
         finished: whether a job's shard is complete.
@@ -335,6 +348,8 @@ def share_jobs(
                     lost.append(result)
                 elif isinstance(result, Exception):
                     raise result
+                elif result is OtherRun.FINISHED:
+                    yield job, None
                 elif result is None and not finished(job):
                     elsewhere.append(job)
                 else:
@@ -360,9 +375,11 @@ def _wait(
     while jobs:
         if home:
             home.check()
-        # All of them, not only up to the first: a claim's silence is measured from its first look.
-        free = [messages.watch.free(job.path) for job in jobs]
         done = [finished(job) for job in jobs]
+        # All that are left, not only up to the first that is free: a claim's silence is measured
+        # from its first look.
+        left = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+        free = [messages.watch.free(job.path) for job in left]
         if any(free) or any(done):
             messages.over()
             finished_jobs, rest = [], []
@@ -379,58 +396,6 @@ def _wait(
 
 def _shards(count: int) -> str:
     return "one shard" if count == 1 else f"{count} shards"
-
-
-def _pinned_cluster(engine: DaskEngine, security):
-    """Workers of this machine that only it can reach.
-
-    Each sees one GPU, in turn, where there are any. It computes with its part of the cores, or with
-    as many threads as OMP_NUM_THREADS says.
-    """
-    from distributed import LocalCluster, SpecCluster
-    from tornado.ioloop import PeriodicCallback
-
-    from pipeline.workers import dask_nodes
-
-    workers, gpus = engine.workers, list(engine.gpus) or visible_gpus()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
-    near = near_cores(engine.gpus, allowed_cores()) if engine.gpus else []
-
-    class QuietCluster(SpecCluster):
-        """Passes our class of schedulers on: LocalCluster, which calls this, has no option."""
-
-        def __init__(self, *, scheduler: dict, **kwargs):
-            super().__init__(scheduler={**scheduler, "cls": dask_nodes.QuietScheduler}, **kwargs)
-
-    class PinnedCluster(LocalCluster, QuietCluster):
-        """Gives every worker, and every one that replaces it, the GPU of its number."""
-
-        def new_worker_spec(self) -> dict:
-            ((number, spec),) = super().new_worker_spec().items()
-            env = {"OMP_NUM_THREADS": threads}
-            if gpus:
-                env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            if near:
-                own = near[number % len(near)]
-                env[dask_nodes.CORES] = ",".join(map(str, own))
-            ours = {"env": env, "worker_class": dask_nodes.QuietWorker}
-            return {number: {**spec, "options": {**spec["options"], **ours}}}
-
-    cluster = PinnedCluster(
-        n_workers=0,
-        threads_per_worker=engine.threads,
-        memory_limit=0,  # networks are not Dask's to spill
-        host="127.0.0.1",
-        dashboard_address=engine.dashboard or None,
-        security=security,
-        protocol="tls://",
-        silence_logs=logging.ERROR,
-    )
-    cluster.scale(workers)
-    # Dask gives up on a worker that is not back in time, and on one that dies while it starts.
-    keeper = PeriodicCallback(lambda: cluster.scale(workers), 1000 * KEEPING)
-    cluster.loop.add_callback(keeper.start)
-    return cluster
 
 
 def pick_device(name: str) -> str:

@@ -334,7 +334,7 @@ def array_script(
 
     Each task runs the same command, which takes shard after shard that no other one has claimed.
     Where the options say how long a job may take, it begins no shard that would not be complete by
-    then. A task that starts when all is done ends at once.
+    then. It reports its own shards alone. A task that starts when all is done ends at once.
 
     Args:
         command: the words of the command. `--stop-after SECONDS` has to be one of its options.
@@ -366,8 +366,9 @@ def array_script(
         lines.append(f"#SBATCH {directive(key, value)}")
 
     words = list(command)
-    if "time" in options:
-        words += ["--stop-after", str(lifetime(seconds(options["time"]))[0])]
+    # Without an end, too: a task then reads nothing of what the others have finished.
+    life = str(lifetime(seconds(options["time"]))[0]) if "time" in options else "inf"
+    words += ["--stop-after", life]
     # Starting Python only to find that nothing is left would take longer than this look.
     done = shlex.quote(os.path.join(os.path.dirname(logs) or ".", "features"))
     lines += [

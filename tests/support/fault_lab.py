@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -18,9 +19,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +42,9 @@ NEVER_THE_SAME = ("seconds", "seal", "device", "workers", "taken_over", "videos"
 COARSE = ("--shard-size", CLIPS // 2)
 # What lets a cache grow by a field; a longer manifest lets it grow by clips.
 MORE = ("--keep", "pooled,nodes,conv2")
+# What `extract --add` and `graphs` are asked for.
+ADD = ("--add", "conv2")
+LINK = ("--which", "iou,nearest", "--tracks")
 HOPELESS = 600.0  # seconds after which a run counts as hanging, on however busy a machine
 SOON = 10.0  # seconds that an interrupted run has to end
 FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
@@ -62,11 +67,13 @@ def serve() -> None:
 
     import cli.__main__
     import cli.extract
+    import cli.graphs
     import cli.repair  # noqa: F401
     import pipeline.backbones.digit_cnn
     import pipeline.proposals.annotations
     import pipeline.stages.extract
     import pipeline.stages.frozen_networks
+    import pipeline.stages.graphs
     import pipeline.stages.repair
     import pipeline.stages.shard_composer
     import pipeline.stages.verify  # noqa: F401
@@ -75,7 +82,7 @@ def serve() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no run becomes a zombie
     for line in sys.stdin:
         order = json.loads(line)
-        if order["program"] != "vidgraph":
+        if order["program"] != "vidgraph" or order["gpus"]:
             import distributed  # noqa: F401
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -96,6 +103,12 @@ def _attend(order: dict) -> None:
     out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
     for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (out, 2)):
         os.dup2(source, target)
+    if order["gpus"]:
+        os.environ["PATH"] = os.pathsep.join((order["gpus"], os.environ["PATH"]))
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    for name, value in order["settings"].items():
+        module, _, setting = name.rpartition(".")
+        setattr(import_module(module), setting, value)
     if order["clock"]:
         now, drawn = time.time, random.Random(os.getpid())
         time.time = lambda: now() + drawn.choice(JUMPS)
@@ -259,8 +272,23 @@ class Lab:
         """Return a path for a cache that does not exist yet."""
         return self.folder / f"cache-{uuid.uuid4().hex[:8]}"
 
-    def start(self, args: Sequence[object], program: str = "vidgraph", clock: bool = False) -> Run:
-        """Start the command; with `clock`, its wall clock jumps by years."""
+    def start(
+        self,
+        args: Sequence[object],
+        program: str = "vidgraph",
+        clock: bool = False,
+        gpus: bool = False,
+        settings: Mapping[str, object] | None = None,
+    ) -> Run:
+        """Start the command.
+
+        Args:
+            args: its arguments.
+            program: "vidgraph", or Dask's "scheduler" or "worker".
+            clock: whether its wall clock jumps by years.
+            gpus: whether the machine has two GPUs, for whoever asks nvidia-smi.
+            settings: MODULE.NAME -> value of what is set in its main process.
+        """
         folder = self.folder / f"run-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
         order = {
@@ -268,6 +296,8 @@ class Lab:
             "folder": str(folder),
             "args": list(map(str, args)),
             "clock": clock,
+            "gpus": str(self._pretended_gpus) if gpus else "",
+            "settings": dict(settings or {}),
         }
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
@@ -280,13 +310,38 @@ class Lab:
         *more: object,
         world: Path | None = None,
         workers: int = 1,
-        clock: bool = False,
+        **how: object,
     ) -> Run:
-        """`vidgraph extract`, under way."""
+        """`vidgraph extract`, under way; `how` as for `start`."""
         world = world or self.world
         inputs = ("--manifest", world / "manifest.csv", "--annotations", world / "boxes.csv")
         options = ("--cache", cache, *OPTIONS.split(), "--workers", workers)
-        return self.start(("extract", *inputs, *options, *more), clock=clock)
+        return self.start(("extract", *inputs, *options, *more), **how)
+
+    def add(self, cache: Path, workers: int = 0) -> Run:
+        """`vidgraph extract --add` with the whole manifest, under way."""
+        inputs = ("--manifest", self.world / "manifest.csv", "--cache", cache)
+        return self.start(
+            ("extract", *inputs, *ADD, "--views-for-all", "--device", "cpu", "--workers", workers)
+        )
+
+    def link(self, cache: Path, workers: int = 0) -> Run:
+        """`vidgraph graphs --tracks`, under way."""
+        return self.start(
+            ("graphs", "--cache", cache, *LINK, "--device", "cpu", "--workers", workers)
+        )
+
+    @cached_property
+    def _pretended_gpus(self) -> Path:
+        """A folder with an nvidia-smi that tells of two GPUs."""
+        folder = self.folder / "gpus"
+        folder.mkdir()
+        program = folder / "nvidia-smi"
+        program.write_text(
+            "#!/bin/sh\necho 'GPU-0, 00000000:01:00.0'\necho 'GPU-1, 00000000:02:00.0'\n"
+        )
+        program.chmod(0o755)
+        return folder
 
     def asked(self, *args: object) -> tuple[int, str]:
         """(exit code, what it said) of another verb."""
@@ -326,6 +381,22 @@ class Lab:
         run = self.extract(self.folder / "grown", *MORE)
         assert run.wait() == 3, run.said()
         return self.folder / "grown"
+
+    @cached_property
+    def added(self) -> Path:
+        """The small cache with all clips and another field, by `--add`, undisturbed."""
+        shutil.copytree(self.small, self.folder / "added")
+        run = self.add(self.folder / "added")
+        assert run.wait() == 3, run.said()
+        return self.folder / "added"
+
+    @cached_property
+    def linked(self) -> Path:
+        """The undisturbed cache with graphs and tracks."""
+        shutil.copytree(self.calm, self.folder / "linked")
+        run = self.link(self.folder / "linked")
+        assert run.wait() == 0, run.said()
+        return self.folder / "linked"
 
     @cached_property
     def memory_world(self) -> Path:
@@ -413,7 +484,7 @@ def differences(cache: Path, calm: Path, but: Sequence[str] = ()) -> list[str]:
     for name in sorted(names & calm_names):
         if Path(name).stem in but:
             continue
-        if name.startswith("features/") and name.endswith(".json"):
+        if re.fullmatch(r"(features|graphs)/.*\d{5}\.json", name):
             same = _statistics(cache / name) == _statistics(calm / name)
         else:
             same = (cache / name).read_bytes() == (calm / name).read_bytes()
@@ -429,7 +500,8 @@ def _files_in(folder: Path) -> set[str]:
 def _statistics(path: Path) -> dict:
     """A shard's statistics without times."""
     record = json.loads(path.read_text())
-    record["failures"] = [{**failure, "seconds": 0} for failure in record["failures"]]
+    failures = record.get("failures", ())  # graphs have none
+    record["failures"] = [{**failure, "seconds": 0} for failure in failures]
     return {key: value for key, value in record.items() if key not in NEVER_THE_SAME}
 
 

@@ -42,6 +42,15 @@ from tests.support.fault_lab import (
     signalled,
     until,
 )
+from tests.support.faults_of_workers import (
+    claims_of,
+    gpu_client_killed,
+    gpu_worker_killed,
+    killed_again_and_again,
+    killed_while_adding,
+    killed_while_linking,
+    time_is_up,
+)
 
 Fault = Callable[[Lab, random.Random], str | None]
 RESUMES = "the same command resumes"
@@ -61,11 +70,13 @@ def main_process_killed(lab: Lab, drawn: random.Random) -> str | None:
     run.kill(signal.SIGKILL)
     if run.wait() != -signal.SIGKILL:
         return None
-    before, left = done(cache), half_written(cache)
+    before, left, claims = done(cache), half_written(cache), claims_of(cache, run.pid)
     lab.complete(cache, before)
     until(lambda: not run.members(), "its decode workers have ended with it", lab.soon)
+    if claims > 1:
+        return "it held several shards, whose claims and part files the rerun removed"
     if left:
-        return "it left claims or part files, which the rerun removed"
+        return "it left a claim or part files, which the rerun removed"
     return "it left nothing half-written"
 
 
@@ -348,12 +359,15 @@ def dask_scheduler_lost(lab: Lab, drawn: random.Random) -> str | None:
         if over and code == 3:
             return None
         assert code == 1, (code, run.said())
-        assert "scheduler is gone" in run.said(), run.said()
-        assert RESUMES in run.said(), run.said()
+        early = "expected a running Dask scheduler" in run.said()
+        if not early:
+            assert "scheduler is gone" in run.said(), run.said()
+            assert RESUMES in run.said(), run.said()
         lab.complete(cache, done(cache))  # its worker may still be at a shard
     finally:
         worker.kill(signal.SIGKILL, True)
-    return "ended with one line and exit code 1; a rerun beside its workers completed it"
+    when = "before it was connected: " if early else ""
+    return f"{when}ended with one line and exit code 1; a rerun beside its workers completed it"
 
 
 # Files that change.
@@ -545,6 +559,12 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
     "a decoder hangs": (decoder_hangs, 1, 10),
     "a worker runs out of memory": (worker_out_of_memory, 1, 10),
     "the kernel kills a worker that needs memory": (worker_killed_by_the_kernel, 0, 10),
+    "a process of --gpus is killed (SIGKILL)": (gpu_worker_killed, 1, 10),
+    "the main process of --gpus is killed (SIGKILL)": (gpu_client_killed, 0, 10),
+    "the time of --stop-after is up, and some runs are killed": (time_is_up, 1, 10),
+    "job after job ends in the middle of a shard": (killed_again_and_again, 1, 10),
+    "extract --add is killed (SIGKILL)": (killed_while_adding, 1, 10),
+    "graphs --tracks is killed (SIGKILL)": (killed_while_linking, 1, 10),
     "the Dask scheduler is lost": (dask_scheduler_lost, 1, 10),
     "a video changes between runs": (video_changed, 1, 10),
     "the manifest or the boxes change between runs": (input_changed, 0, 10),

@@ -249,7 +249,7 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
     # Names only: nobody uses the GPUs themselves.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("pipeline.workers.engines.cores_here", lambda: 6)
+    monkeypatch.setattr("pipeline.workers.dask_nodes.cores_here", lambda: 6)
     lines = []
     with DaskEngine(workers=2, say=lines.append).open() as run_on:
         places = set()
@@ -298,7 +298,9 @@ def test_with_gpus_each_process_has_one_and_the_cores_near_it_and_works_ahead(
     near = sorted(os.sched_getaffinity(0))[:2]
     if len(near) < 2:
         pytest.skip("one core: nothing to share out")
-    monkeypatch.setattr("pipeline.workers.engines.near_cores", lambda *given: [[k] for k in near])
+    monkeypatch.setattr(
+        "pipeline.workers.dask_nodes.near_cores", lambda *given: [[k] for k in near]
+    )
     lines: list[str] = []
     engine = DaskEngine(workers=2, threads=3, gpus=("GPU-a", "GPU-b"), say=lines.append)
     with engine.open() as run_on:
@@ -427,7 +429,7 @@ def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(t
 def test_a_worker_that_is_not_back_in_time_is_replaced_all_the_same(tmp_path, monkeypatch):
     """Dask then gives up on it; without any worker the run would wait for ever."""
     monkeypatch.setattr("pipeline.workers.engines.COMING_BACK", 0.1)
-    monkeypatch.setattr("pipeline.workers.engines.KEEPING", 0.5)
+    monkeypatch.setattr("pipeline.workers.dask_nodes.KEEPING", 0.5)
     found, jobs = [], [Numbered(k, tmp_path / "jobs" / f"{k}.h5") for k in (1, 2)]
     run = threading.Thread(
         target=lambda: found.extend(run_jobs(fragile, jobs, DaskEngine(workers=1, **LOCAL))),
@@ -473,7 +475,7 @@ def scheduler(tmp_path, start_dask):
 def test_threads_that_were_asked_for_are_what_each_process_has(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr("pipeline.workers.engines.visible_gpus", lambda: ["3"])
+    monkeypatch.setattr("pipeline.workers.dask_nodes.visible_gpus", lambda: ["3"])
     results = run_jobs(where_am_i, range(2), DaskEngine(workers=1, **LOCAL))
     assert {threads for _, (_, _, threads) in results} == {"7"}
 
@@ -749,6 +751,26 @@ def test_a_job_array_has_tasks_that_do_many_shards_each(shards, jobs, tasks, tmp
     assert f"#SBATCH --array=0-{tasks - 1}{at_a_time}\n" in script
 
 
+def test_a_scheduler_that_ends_just_after_it_was_connected_is_named():
+    """Its first requests fail, with words about sockets that nobody asked for."""
+    from distributed.comm import CommClosedError
+
+    class Client:
+        @staticmethod
+        def nthreads():
+            raise CommClosedError("in <TCP (closed)>: ConnectionResetError: [Errno 104]")
+
+    engine = DaskEngine(scheduler="tcp://10.0.0.1:8786")
+    with pytest.raises(WorkersLost, match="the Dask scheduler is gone; finished shards are kept"):
+        engine._described(Client)
+
+
+def test_tasks_without_a_time_limit_leave_the_shards_of_others_alone_too(tmp_path):
+    """Without the option, each of a thousand tasks would read what all others have written."""
+    script = slurm.array_script(["x"], 24, {"partition": "gpu"}, 0, str(tmp_path), "c/logs")
+    assert script.endswith("exec x --stop-after inf\n")
+
+
 def test_tasks_stop_before_their_time_is_up_and_end_at_once_when_all_is_done(tmp_path):
     """The script is run with a program that notes what it is asked for."""
     program = tmp_path / "note"
@@ -911,7 +933,7 @@ def test_a_cluster_that_does_not_end_in_time_is_not_waited_for_again_at_exit(mon
         def close(self, timeout: float) -> None:
             raise TimeoutError
 
-    monkeypatch.setattr("pipeline.workers.engines._pinned_cluster", lambda *given: Slow())
+    monkeypatch.setattr("pipeline.workers.dask_nodes.pinned_cluster", lambda *given: Slow())
     with DaskEngine()._cluster(None) as cluster:
         pass
     assert not cluster.shutdown_on_close
