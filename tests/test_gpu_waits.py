@@ -32,6 +32,7 @@ from pipeline.regions.graphs import (
 )
 from pipeline.stages.graphs import build_graphs
 from tests.heads.zoo.test_zoo import CASES, DIMS, fresh, some_clips
+from tests.support.cuda_sites import call_sites
 from tests.support.fake_cuda import CudaTensor, fake_cuda
 from tests.support.tiny_cache import Tiny
 
@@ -46,16 +47,9 @@ def gpu():
 
 @pytest.fixture
 def waits(gpu):
-    """The operators so far for which the host waited."""
-    found = []
-
-    def note(operation):
-        if operation.waits:
-            found.append(operation.name)
-
-    gpu.observers.append(note)
-    yield found
-    gpu.observers.remove(note)
+    """How often the host waited so far, by the line that did."""
+    with call_sites(gpu) as sites:
+        yield sites.waits
 
 
 def batch():
@@ -75,9 +69,9 @@ def test_no_head_waits_for_its_mini_batches(case, waits):
     losses = [one.step(clips, targets)]
     waits.clear()
     losses += [one.step(clips, targets) for _ in range(3)]
-    assert waits == []
+    assert waits == {}
     one.losses.read()
-    assert len(waits) == 1
+    assert waits.total() == 1, waits
     assert torch.isfinite(torch.stack(losses).cpu()).all()
 
 
@@ -90,7 +84,7 @@ def test_no_optimiser_waits(optimiser, precision, waits):
     waits.clear()
     for _ in range(3):
         one.step(clips, targets)
-    assert waits == []
+    assert waits == {}
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
@@ -107,7 +101,7 @@ def test_members_as_one_do_not_wait(optimiser, waits):
     waits.clear()
     for _ in range(3):
         stack.step(clips, targets)
-    assert waits == []
+    assert waits == {}
     losses = stack.give_back()
     assert [one.clips for one in losses] == [9, 9]
     assert [one.progress.step for one in learners] == [3, 3]
@@ -156,7 +150,7 @@ def test_the_waits_of_an_epoch_do_not_grow_with_its_mini_batches(
     counts = []
     for size in (12, 2):
         training_run(cache, tmp_path / str(size), "cuda", size, resident, name=head, **width)
-        counts.append(len(waits))
+        counts.append(waits.copy())
     assert counts[0] == counts[1]
 
 
@@ -243,14 +237,11 @@ def test_batches_arrive_with_the_values_of_the_cache(resident, cache):
 def test_graphs_are_computed_where_the_boxes_are_and_nothing_is_copied(gpu):
     clips = some_clips(dtype=torch.float32).to("cuda")
     given = {name: clips.get(name) for name in ("boxes", "valid", "nodes")}
-    seen = []
-    gpu.observers.append(seen.append)
-    try:
+    with call_sites(gpu) as sites:
         found = graphs_of_tensors(given, GraphOptions(tuple(GRAPHS), 2))
-    finally:
-        gpu.observers.remove(seen.append)
     assert {str(tensor.device) for tensor in found.values()} == {"cuda:0"}
-    assert not [one for one in seen if one.kind in ("h2d", "d2h", "wait") or one.waits]
+    assert sites.copies == {}
+    assert sites.waits == {}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
