@@ -75,6 +75,17 @@ def test_no_head_waits_for_its_mini_batches(case, waits):
     assert torch.isfinite(torch.stack(losses).cpu()).all()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_no_head_waits_for_the_batches_of_an_evaluation(case, waits):
+    head = fresh(case).to("cuda").eval()
+    clips, _ = batch()
+    with torch.inference_mode():
+        head(clips)
+        waits.clear()
+        head(clips)
+    assert waits == {}
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_no_optimiser_waits(optimiser, precision, waits):
