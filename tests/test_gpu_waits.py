@@ -21,7 +21,6 @@ from heads.training.learner import Learner
 from heads.training.stacked_learner import TOLERANCE, StackedLearner
 from heads.training.train import train
 from heads.training.training_run import TrainingRun
-from heads.zoo.gos import GOS
 from pipeline.cache.reader import Cache
 from pipeline.regions.graphs import (
     GRAPHS,
@@ -141,7 +140,7 @@ def cache(tmp_path_factory) -> Cache:
 
 @pytest.mark.parametrize(
     ("head", "resident"),
-    [("pool", "ram"), ("pool", "disk"), ("strg", "gpu"), ("gos", "gpu")],
+    [("pool", "ram"), ("pool", "disk"), ("strg", "gpu"), ("gos", "gpu"), ("gos discrete", "gpu")],
 )
 def test_the_waits_of_an_epoch_do_not_grow_with_its_mini_batches(
     head, resident, cache, waits, tmp_path, monkeypatch
@@ -155,12 +154,16 @@ def test_the_waits_of_an_epoch_do_not_grow_with_its_mini_batches(
         plain(self, *options)
 
     monkeypatch.setattr(TrainingRun, "open", opened)
-    # A mixture is validated in its discrete form too, which asks which operations are chosen.
-    monkeypatch.setattr(GOS, "forms", {})
-    width = {} if head == "pool" else {"width": 16}
+    options = {
+        "pool": {},
+        "strg": {"width": 16},
+        "gos": {"width": 8, "supernodes": 1},  # validated in its discrete form too
+        "gos discrete": {"width": 8, "supernodes": 1, "mode": "discrete"},
+    }[head]
     counts = []
     for size in (12, 2):
-        training_run(cache, tmp_path / str(size), "cuda", size, resident, name=head, **width)
+        folder = tmp_path / str(size)
+        training_run(cache, folder, "cuda", size, resident, name=head.split()[0], **options)
         counts.append(waits.copy())
     assert counts[0] == counts[1]
 

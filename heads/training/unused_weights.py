@@ -1,8 +1,8 @@
 """Keep weights that no view of a mini-batch used, without waiting for the device.
 
 An optimiser skips a weight without a gradient. Where a device computes every operation for every
-view (see heads/interface/usage.py), an unused weight has a gradient of 0 instead: decay and momentum
-would move it. So what the optimiser did to such a weight is undone, on the device.
+view (see heads/interface/usage.py), an unused weight has a gradient of 0 instead. Decay and
+momentum would move it, so what the optimiser did to it is undone, on the device.
 """
 
 from collections.abc import Iterator

@@ -159,7 +159,6 @@ class Cell(nn.Module):
                 total = total.index_add(0, rows, part.to(total.dtype))
         return total
 
-
     def _selected(
         self, operations: nn.ModuleDict, x: Tensor, inputs: OperationInputs, w: Tensor
     ) -> Tensor:
