@@ -18,6 +18,7 @@ from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
 from heads.interface.loss import loss_of
 from heads.interface.random_streams import DROPOUT, reseed
+from heads.interface.usage import UnusedWeights
 from heads.interface.votes import votes_in
 from heads.training.loss_watch import LossWatch, Number, Place
 from heads.training.optimisers import (
@@ -27,7 +28,6 @@ from heads.training.optimisers import (
     parameters_of,
     state_of,
 )
-from heads.training.unused_weights import UnusedWeights
 from pipeline.networks.precision import autocast
 
 if TYPE_CHECKING:
