@@ -7,9 +7,7 @@ The first batch is computed both ways. Where the logits differ by more than `lim
 compute the heads in one call, each head predicts by itself.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +17,7 @@ from torch.func import functional_call, vmap
 from heads.evaluation.head_predictor import HeadPredictor, Predictions, join_rows
 from heads.interface.clips import Clips, HeadOutput
 from heads.interface.loss import LossNotFinite
-
-
-@contextmanager
-def no_loop_warning() -> Iterator[None]:
-    """Within it torch does not say where it loops over the members.
-
-    It does so where an operator has no rule of its own; the values are right.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        yield
+from heads.interface.members import as_members
 
 
 class StackedHead(nn.Module):
@@ -100,7 +88,7 @@ class StackedHead(nn.Module):
             out = functional_call(self.heads[0], {**self.shared, **own}, (clips,))
             return out.logits.float(), out.stored
 
-        with no_loop_warning():
+        with as_members():
             logits, stored = vmap(one, out_dims=1, randomness="error")(self.own)
         return HeadOutput(logits, stored=stored)
 

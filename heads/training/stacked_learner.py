@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from heads.evaluation.stacked_predictor import no_loop_warning
 from heads.interface.clips import Clips
 from heads.interface.loss import LossNotFinite
+from heads.interface.members import as_members
 from heads.interface.random_streams import DROPOUT, reseed
 from heads.interface.votes import votes_in
 from heads.training.learner import Learner, in_parts
@@ -263,7 +263,7 @@ class StackedLearner:
                 out = functional_call(self.base, weights, (clips,))
             return learner.loss_in(out, targets)
 
-        with no_loop_warning():
+        with as_members():
             return vmap(one, randomness="error")(self.trained, self.fixed, list(masks))
 
     def _draw(self, parts: Sequence[Clips]) -> list[list[Tensor]]:

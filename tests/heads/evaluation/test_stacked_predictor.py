@@ -1,13 +1,9 @@
 """Heads that predict as one predict what each predicts by itself."""
 
-import warnings
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import nn
 
-from heads.evaluation import stacked_predictor
 from heads.evaluation.stacked_predictor import StackedHead
 from heads.interface.clips import HeadOutput
 from heads.training.stacked_learner import TOLERANCE
@@ -76,13 +72,3 @@ def test_heads_whose_logits_differ_predict_one_by_one():
         assert stack(clips).logits[:, 1].equal(stack.heads[1](clips).logits)
     assert stack.why.startswith("predictions differ by ")
     assert "allowed: 0.0001" in stack.why
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("attentive", "pool"))])
-@torch.inference_mode()
-def test_nothing_is_computed_in_a_loop_over_the_members(case, monkeypatch):
-    monkeypatch.setattr(stacked_predictor, "no_loop_warning", nullcontext)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        StackedHead(heads_of(case), TOLERANCE["fp32"]).eval()(clips_at(0))
-    assert [str(one.message) for one in seen if "performance drop" in str(one.message)] == []
