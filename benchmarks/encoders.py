@@ -5,8 +5,8 @@ epoch    one epoch of a head on the last maps of a ViT (ViT-S by default), read 
          in memory, so that decoding costs neither side anything. Weights are random, which cost
          what trained ones do. `pool` is linear on pooled features, `attentive 1` has the block of
          the query alone, `attentive 4` is V-JEPA 2's probe.
-study    20 members (V-JEPA 2's learning rates by weight decays) in one pass, against 20 runs with a
-         pass each.
+study    20 members (V-JEPA 2's learning rates by weight decays) in one pass, and also computed as
+         one (`--batch-members`), against 20 runs with a pass each; seconds and CPU seconds.
 
     python benchmarks/encoders.py
     python benchmarks/encoders.py --width 64 --layers 2 --size 64 --frames 2 --clips 8   # a trial
@@ -133,7 +133,7 @@ def compare_epochs(encoder: Backbone, cache: Cache, given) -> list[dict[str, obj
 
 
 def compare_study(cache: Cache, place: Path, given) -> list[dict[str, object]]:
-    """One row: the members together, and one after the other."""
+    """A row for each way: one run after the other, together in one pass, and as one."""
     recipes = []
     for row in read_study("attentive_grid").rows[: given.members]:
         table = row.recipe.as_dict()
@@ -141,30 +141,43 @@ def compare_study(cache: Cache, place: Path, given) -> list[dict[str, object]]:
         table["head"]["options"] |= {"depth": given.depth}
         recipes.append(recipe_from(table))
 
-    def seconds(folder: Path, chosen: list) -> float:
+    def spend(folder: Path, chosen: list, as_one: bool) -> np.ndarray:
+        """Seconds, and CPU seconds."""
         members = [Member(recipe, folder / str(k), 0) for k, recipe in enumerate(chosen)]
-        begun = time.perf_counter()
+        begun = np.array([time.perf_counter(), time.process_time()])
         outcomes = run_members(
-            members, cache, order_seed=0, device="cpu", resident="ram", say=lambda line: None
+            members,
+            cache,
+            order_seed=0,
+            device="cpu",
+            resident="ram",
+            batch_members=as_one,
+            say=lambda line: None,
+            announce=print,
         )
         failed = [one for one in outcomes if isinstance(one, Failure)]
         if failed:
             raise failed[0].error
-        return time.perf_counter() - begun
+        return np.array([time.perf_counter(), time.process_time()]) - begun
 
-    together = seconds(place / "together", recipes)
-    apart = 0.0
+    spent = {"together": spend(place / "together", recipes, False)}
+    spent["as one"] = spend(place / "as one", recipes, True)
+    spent["apart"] = np.zeros(2)
     for k, recipe in enumerate(recipes):
-        apart += seconds(place / f"apart{k}", [recipe])
-    return [
-        {
-            "members": len(recipes),
-            "depth": given.depth,
-            "apart, s": apart,
-            "together, s": together,
-            "together / apart": together / apart,
-        }
-    ]
+        spent["apart"] += spend(place / f"apart{k}", [recipe], False)
+    rows = []
+    for way, (wall, cpu) in spent.items():
+        rows.append(
+            {
+                "way": way,
+                "members": len(recipes),
+                "depth": given.depth,
+                "s": wall,
+                "CPU s": cpu,
+                "CPU s / apart": cpu / spent["apart"][1],
+            }
+        )
+    return rows
 
 
 def main() -> None:

@@ -3,8 +3,10 @@ CUDA refuses.
 """
 
 import copy
+import inspect
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from heads.data.device_lane import DeviceLane
+from heads.interface import masked_layers
 from tests.support import cuda_autocast
+from tests.support.cuda_sites import call_sites
 from tests.support.fake_cuda import CudaTensor, fake_cuda
 
 
@@ -384,6 +389,24 @@ def test_what_goes_to_the_host_without_waiting_is_there_once_the_device_was_wait
     assert back.tolist() == [0, 1, 2]
 
 
+def test_a_copy_into_memory_that_is_not_pinned_is_waited_for():
+    """CUDA's runtime returns from it once it is done, whatever `non_blocking` says."""
+    host = torch.zeros(3)
+    host.copy_(torch.ones(3, device="cuda"), non_blocking=True)
+    assert host.tolist() == [1, 1, 1]
+
+
+def test_memory_is_no_longer_pinned_once_its_tensors_are_gone(device):
+    one = torch.zeros(4).pin_memory()
+    part, array = one[1:], one.numpy()
+    del one
+    assert part.is_pinned()
+    assert torch.from_numpy(array).is_pinned()
+    address = part.untyped_storage().data_ptr()
+    del part, array
+    assert device.pinned[address].expired()
+
+
 def test_other_threads_have_the_same_device():
     found = []
     thread = threading.Thread(
@@ -424,6 +447,86 @@ def test_observers_see_launches_copies_and_waits(device):
         ("index", "launch", True),
     ]
     assert seen[0].bytes == 16
+
+
+# --- call sites
+
+
+def line_of(text: str, function) -> str:
+    """Where `text` stands in a function, as a site names it."""
+    lines, first = inspect.getsourcelines(function)
+    number = next(first + k for k, line in enumerate(lines) if text in line)
+    name = Path(inspect.getsourcefile(function)).relative_to(Path(__file__).parents[1])
+    return f"{name.as_posix()}:{number} in {function.__name__}"
+
+
+def test_a_wait_is_counted_at_the_line_that_waits(device):
+    x = on_gpu(3)
+    with call_sites(device) as sites:
+        for _ in range(2):
+            x.sum().item()  # waits
+        x * 2
+    here = line_of(".item()  # waits", test_a_wait_is_counted_at_the_line_that_waits)
+    assert sites.waits == {f"{here}: _local_scalar_dense": 2}
+    torch.cuda.synchronize()
+    assert sites.waits.total() == 2
+
+
+def test_a_site_is_the_innermost_line_of_the_product_not_of_torch_or_of_a_test(device):
+    x, mask = on_gpu(2, 3, requires_grad=True), torch.ones(2, 3, dtype=torch.bool, device="cuda")
+    with call_sites(device) as sites:
+        masked_layers.masked_softmax(x, mask)
+    assert sites.launches
+    assert all(
+        site.startswith("heads/interface/masked_layers.py:") and site.endswith(" in masked_softmax")
+        for site in sites.launches
+    )
+
+
+def test_gradients_are_counted_at_the_line_that_asks_for_them(device):
+    loss = (on_gpu(2, 3, requires_grad=True) ** 2).sum()
+    with call_sites(device) as sites:
+        loss.backward()  # here
+    here = "test_gradients_are_counted_at_the_line_that_asks_for_them"
+    assert list(sites.launches) == [line_of(".backward()  # here", globals()[here])]
+
+
+def test_copies_are_counted_by_direction_and_by_the_hosts_memory(device):
+    lane, there = DeviceLane("cuda"), on_gpu(4)
+    with call_sites(device) as sites:
+        lane.put(np.zeros(5, np.float32))
+        lane.fetch(there)
+        torch.zeros(3).to("cuda")
+        there.cpu()
+    counts = {key.split(": ", 1)[1]: 0 for key in sites.copies}
+    for key, count in sites.copies.items():
+        counts[key.split(": ", 1)[1]] += count
+    assert counts == {"h2d pinned": 1, "d2h pinned": 1, "h2d pageable": 1, "d2h pageable": 1}
+    put = f"{line_of('pin_memory()', DeviceLane.put)}: h2d pinned"
+    assert sites.bytes[put] == 20
+    assert {key.split(": ")[0] for key in sites.waits} == {
+        line_of("torch.zeros(3).to", test_copies_are_counted_by_direction_and_by_the_hosts_memory),
+        line_of("there.cpu()", test_copies_are_counted_by_direction_and_by_the_hosts_memory),
+    }
+
+
+def test_each_thread_counts_its_own_lines(device):
+    def elsewhere() -> None:
+        on_gpu(2).tolist()
+
+    with call_sites(device) as sites:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert list(sites.waits) == [f"{line_of('.tolist()', elsewhere)}: _to_copy"]
+
+
+def test_nothing_is_counted_outside(device):
+    with call_sites(device) as sites:
+        pass
+    on_gpu(2).tolist()
+    assert not sites.waits
+    assert not sites.launches
 
 
 def test_inference_mode_and_views_share_memory():

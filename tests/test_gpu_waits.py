@@ -21,7 +21,6 @@ from heads.training.learner import Learner
 from heads.training.stacked_learner import TOLERANCE, StackedLearner
 from heads.training.train import train
 from heads.training.training_run import TrainingRun
-from heads.zoo.gos import GOS
 from pipeline.cache.reader import Cache
 from pipeline.regions.graphs import (
     GRAPHS,
@@ -32,6 +31,7 @@ from pipeline.regions.graphs import (
 )
 from pipeline.stages.graphs import build_graphs
 from tests.heads.zoo.test_zoo import CASES, DIMS, fresh, some_clips
+from tests.support.cuda_sites import call_sites
 from tests.support.fake_cuda import CudaTensor, fake_cuda
 from tests.support.tiny_cache import Tiny
 
@@ -46,16 +46,9 @@ def gpu():
 
 @pytest.fixture
 def waits(gpu):
-    """The operators so far for which the host waited."""
-    found = []
-
-    def note(operation):
-        if operation.waits:
-            found.append(operation.name)
-
-    gpu.observers.append(note)
-    yield found
-    gpu.observers.remove(note)
+    """How often the host waited so far, by the line that did."""
+    with call_sites(gpu) as sites:
+        yield sites.waits
 
 
 def batch():
@@ -75,10 +68,21 @@ def test_no_head_waits_for_its_mini_batches(case, waits):
     losses = [one.step(clips, targets)]
     waits.clear()
     losses += [one.step(clips, targets) for _ in range(3)]
-    assert waits == []
+    assert waits == {}
     one.losses.read()
-    assert len(waits) == 1
+    assert waits.total() == 1, waits
     assert torch.isfinite(torch.stack(losses).cpu()).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_head_waits_for_the_batches_of_an_evaluation(case, waits):
+    head = fresh(case).to("cuda").eval()
+    clips, _ = batch()
+    with torch.inference_mode():
+        head(clips)
+        waits.clear()
+        head(clips)
+    assert waits == {}
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
@@ -90,7 +94,7 @@ def test_no_optimiser_waits(optimiser, precision, waits):
     waits.clear()
     for _ in range(3):
         one.step(clips, targets)
-    assert waits == []
+    assert waits == {}
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
@@ -107,7 +111,7 @@ def test_members_as_one_do_not_wait(optimiser, waits):
     waits.clear()
     for _ in range(3):
         stack.step(clips, targets)
-    assert waits == []
+    assert waits == {}
     losses = stack.give_back()
     assert [one.clips for one in losses] == [9, 9]
     assert [one.progress.step for one in learners] == [3, 3]
@@ -136,7 +140,7 @@ def cache(tmp_path_factory) -> Cache:
 
 @pytest.mark.parametrize(
     ("head", "resident"),
-    [("pool", "ram"), ("pool", "disk"), ("strg", "gpu"), ("gos", "gpu")],
+    [("pool", "ram"), ("pool", "disk"), ("strg", "gpu"), ("gos", "gpu"), ("gos discrete", "gpu")],
 )
 def test_the_waits_of_an_epoch_do_not_grow_with_its_mini_batches(
     head, resident, cache, waits, tmp_path, monkeypatch
@@ -150,13 +154,17 @@ def test_the_waits_of_an_epoch_do_not_grow_with_its_mini_batches(
         plain(self, *options)
 
     monkeypatch.setattr(TrainingRun, "open", opened)
-    # A mixture is validated in its discrete form too, which asks which operations are chosen.
-    monkeypatch.setattr(GOS, "forms", {})
-    width = {} if head == "pool" else {"width": 16}
+    options = {
+        "pool": {},
+        "strg": {"width": 16},
+        "gos": {"width": 8, "supernodes": 1},  # validated in its discrete form too
+        "gos discrete": {"width": 8, "supernodes": 1, "mode": "discrete"},
+    }[head]
     counts = []
     for size in (12, 2):
-        training_run(cache, tmp_path / str(size), "cuda", size, resident, name=head, **width)
-        counts.append(len(waits))
+        folder = tmp_path / str(size)
+        training_run(cache, folder, "cuda", size, resident, name=head.split()[0], **options)
+        counts.append(waits.copy())
     assert counts[0] == counts[1]
 
 
@@ -243,14 +251,11 @@ def test_batches_arrive_with_the_values_of_the_cache(resident, cache):
 def test_graphs_are_computed_where_the_boxes_are_and_nothing_is_copied(gpu):
     clips = some_clips(dtype=torch.float32).to("cuda")
     given = {name: clips.get(name) for name in ("boxes", "valid", "nodes")}
-    seen = []
-    gpu.observers.append(seen.append)
-    try:
+    with call_sites(gpu) as sites:
         found = graphs_of_tensors(given, GraphOptions(tuple(GRAPHS), 2))
-    finally:
-        gpu.observers.remove(seen.append)
     assert {str(tensor.device) for tensor in found.values()} == {"cuda:0"}
-    assert not [one for one in seen if one.kind in ("h2d", "d2h", "wait") or one.waits]
+    assert sites.copies == {}
+    assert sites.waits == {}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

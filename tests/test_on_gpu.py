@@ -54,6 +54,7 @@ from tests.heads.finetuning.test_finetune import Videos
 from tests.heads.finetuning.test_finetune import network as live_network
 from tests.heads.finetuning.test_finetune import recipe as live_recipe
 from tests.heads.zoo.test_zoo import CASES, fresh, some_clips
+from tests.support.cuda_sites import call_sites
 from tests.support.fake_cuda import CudaTensor, fake_cuda
 from tests.support.tiny_backbone import NAMES, relative
 from tests.support.tiny_cache import Tiny
@@ -330,17 +331,12 @@ def test_a_batch_waits_for_its_boxes_alone_and_copies_all_pixels_in_the_backgrou
         rows.append(BatchRow(frames, pixels.views[0], models.regions(clip, pixels)))
     models.launch(rows[:1], rows[0].view.size).wait()  # what is made once
 
-    seen = []
-    gpu.observers.append(seen.append)
-    try:
+    with call_sites(gpu) as sites:
         computed = models.launch(rows[1:], rows[0].view.size)
-        waits = [one.name for one in seen if one.waits]
-        assert len(waits) == (0 if source == "annotations" else 1), waits
-        seen.clear()
+        assert sites.waits.total() == (0 if source == "annotations" else 1), sites.waits
+        sites.clear()
         computed.wait()
-        assert [one.name for one in seen if one.waits] == ["synchronize"]
-    finally:
-        gpu.observers.clear()
+    assert [site.split(": ")[1] for site in sites.waits.elements()] == ["synchronize"], sites.waits
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

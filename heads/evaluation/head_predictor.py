@@ -76,6 +76,35 @@ class HeadPredictor:
         batch = self.recipe.evaluate.batch or self.recipe.train.batch
         return ReadRequest(rows, turns, fields, batch)
 
+    def join(
+        self,
+        logits: Sequence[Tensor],
+        stored: dict[str, list[Tensor]],
+        seconds: float,
+        waiting: float,
+    ) -> "Predictions | LossNotFinite":
+        """Join what the head returned for the batches, and compute its loss.
+
+        Args:
+            logits: [B,K] of each batch.
+            stored: name -> [B,...] of each batch.
+            seconds: the head's own computing.
+            waiting: for data, and for a device.
+
+        Returns:
+            The predictions, or the error if a logit is NaN or infinite.
+        """
+        table, part = join_rows(logits), self.part
+        rows, video = part.all_rows()
+        if not np.isfinite(table).all():
+            return LossNotFinite(
+                f"the head's logits on split {part.split} are not finite: its weights diverged; "
+                f"lower train.lr"
+            )
+        loss = loss_of_views(table, part, self.recipe)
+        arrays = {name: join_rows(batches) for name, batches in stored.items()}
+        return Predictions(table, rows, video, loss, seconds + waiting, arrays)
+
 
 def predict(
     head: nn.Module, part: SplitViews, store: FeatureStore, recipe: Recipe, precision: str
@@ -108,8 +137,9 @@ def predict_all(
         store: the features that they read.
 
     Returns:
-        For each predictor its predictions, or the exception that its head raised; the others are
-        not affected.
+        For each predictor its predictions (of several heads as one a list, see
+        `heads.evaluation.stacked_predictor`), or the exception that its head raised; the others
+        are not affected.
     """
     count = len(predictors)
     # Tensors of this process. Those that a GPU computes arrive later.
@@ -147,29 +177,10 @@ def predict_all(
     outcomes: list[Predictions | Exception] = []
     for k, predictor in enumerate(predictors):
         if errors[k] is None:
-            outcomes.append(_join(predictor, logits[k], stored[k], seconds[k] + waiting))
+            outcomes.append(predictor.join(logits[k], stored[k], seconds[k], waiting))
         else:
             outcomes.append(errors[k])
     return outcomes
-
-
-def _join(
-    predictor: HeadPredictor,
-    logits: list[Tensor],
-    stored: dict[str, list[Tensor]],
-    seconds: float,
-) -> "Predictions | LossNotFinite":
-    """Join the batches of one head and compute its loss."""
-    table, part = _join_rows(logits), predictor.part
-    rows, video = part.all_rows()
-    if not np.isfinite(table).all():
-        return LossNotFinite(
-            f"the head's logits on split {part.split} are not finite: its weights diverged; lower "
-            f"train.lr"
-        )
-    loss = loss_of_views(table, part, predictor.recipe)
-    arrays = {name: _join_rows(batches) for name, batches in stored.items()}
-    return Predictions(table, rows, video, loss, seconds, arrays)
 
 
 def loss_of_views(logits: np.ndarray, part: SplitViews, recipe: Recipe) -> float:
@@ -189,7 +200,8 @@ def loss_of_views(logits: np.ndarray, part: SplitViews, recipe: Recipe) -> float
     return loss_of(recipe.data.target)(torch.from_numpy(logits), targets).item()
 
 
-def _join_rows(batches: Sequence[Tensor]) -> np.ndarray:
+def join_rows(batches: Sequence[Tensor]) -> np.ndarray:
+    """Join tensors [B,...] of this process into one array."""
     return np.concatenate([batch.numpy() for batch in batches])
 
 

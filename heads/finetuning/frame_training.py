@@ -175,6 +175,9 @@ class FramesLearner(Learner):
         for clips, targets in pieces:
             for part, wanted in in_parts(clips, targets, self.training.accumulate):
                 value += self.backward(part, wanted, part.size / whole, parameters)
+        if self.processes.size > 1:
+            # The exchange waits for the device in any case, and looks for missing gradients.
+            self.unused.drop_gradients()
         value = self.processes.sum_gradients(value, parameters)
         self.losses.settle(value, self.place)
         self.end_step(optimiser, parameters)

@@ -18,6 +18,7 @@ from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
 from heads.interface.loss import loss_of
 from heads.interface.random_streams import DROPOUT, reseed
+from heads.interface.usage import UnusedWeights
 from heads.interface.votes import votes_in
 from heads.training.loss_watch import LossWatch, Number, Place
 from heads.training.optimisers import (
@@ -103,6 +104,7 @@ class Learner:
         self.loss = loss_of(target, None if weights is None else weights.to(self.device))
         self.losses = LossWatch(self.device)
         self.optimisers = Optimisers(head, training)
+        self.unused = UnusedWeights(head)
         self.average = WeightAverage(head, training.ema) if training.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         # The scaler makes its state on its first use, and `load` needs the state. With several
@@ -163,6 +165,7 @@ class Learner:
             The optimiser of this mini-batch, and the weights that it moves.
         """
         reseed(self.device, self.seed, DROPOUT, self.progress.step)
+        self.unused.forget()
         self.optimisers.set_lr(self.lr)
         # Of both, so that no gradient of the other one's last turn is left.
         for optimiser in self.optimisers.both:
@@ -185,7 +188,8 @@ class Learner:
             if self.losses.late and not self.scaler.is_enabled():
                 # Fused optimisers look at it on the device. The scaler brings its own.
                 optimiser.found_inf = self.losses.bad
-            self.scaler.step(optimiser)
+            with self.unused.kept(optimiser):
+                self.scaler.step(optimiser)
             self.scaler.update()
         self.progress.step += 1
         if self.average is not None:

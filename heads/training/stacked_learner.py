@@ -3,11 +3,10 @@
 `torch.func.vmap` maps the head over weights [M,...] that are stacked from M members. Every member
 keeps its own seed, learning rate, decay, schedule, clipping and moving average. The learners hold
 the state between two epochs: `StackedLearner` takes it at the start of a pass over the cache and
-gives it back at the end, so that validation, checkpoints and stop rules know nothing of it.
+gives it back at the end, so that checkpoints and stop rules know nothing of it.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch.func import functional_call, vmap
 
 from heads.interface.clips import Clips
 from heads.interface.loss import LossNotFinite
+from heads.interface.members import as_members
 from heads.interface.random_streams import DROPOUT, reseed
 from heads.interface.votes import votes_in
 from heads.training.learner import Learner, in_parts
@@ -263,9 +263,7 @@ class StackedLearner:
                 out = functional_call(self.base, weights, (clips,))
             return learner.loss_in(out, targets)
 
-        with warnings.catch_warnings():
-            # Where an operator has no rule of its own, torch loops over the members, and says so.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        with as_members():
             return vmap(one, randomness="error")(self.trained, self.fixed, list(masks))
 
     def _draw(self, parts: Sequence[Clips]) -> list[list[Tensor]]:

@@ -3,12 +3,15 @@
     stacking = Stacking(study, wanted=True, say=print)
     for unit in stacking.units(runs):       # runs that share a pass
         unit.draw(), unit.learn(...)
+    for group in stacking.together(runs):   # runs that predict
+        stacking.predictor(group, "val")
 
 Runs are trained as one if they differ in values alone: seed, learning rate, weight decay, momentum,
 schedule, warm-up, stop rules, the limit of the gradient's norm, the decay of a moving average. The
 first mini-batch is computed both ways (`StackedLearner.compare`); unless losses and gradients agree
 within `TOLERANCE`, and wherever torch cannot compute the heads in one call, each run is trained by
-itself from that mini-batch on. One line says what was done.
+itself from that mini-batch on. One line says what was done. Runs that were trained as one are also
+validated and tested as one, within the same tolerance of their logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from heads.data.feature_store import ReadRequest
+from heads.evaluation.stacked_predictor import StackedHead, StackedPredictor
 from heads.interface.clips import Clips
 from heads.training.stacked_learner import (
     TOLERANCE,
@@ -46,6 +50,9 @@ class Stacking:
         # Keys of runs that cannot be stacked, and of those that were compared.
         self.refused: set[str] = set()
         self.compared: set[str] = set()
+        # The same for predictions.
+        self.predict_apart: set[str] = set()
+        self.predictions_compared: set[str] = set()
 
     def units(self, runs: Sequence[TrainingRun]) -> "list[TrainingRun | StackedRuns]":
         """Join the runs of a pass that can be trained as one.
@@ -72,6 +79,41 @@ class Stacking:
             else:
                 units += same
         return units
+
+    def together(self, runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
+        """Join the runs that can predict as one: those that can be trained as one.
+
+        Args:
+            runs: with the weights that they predict with.
+
+        Returns:
+            The runs in groups of one or more, in the order of their first ones.
+        """
+        groups: dict[tuple, list[TrainingRun]] = {}
+        for run in runs:
+            key = self._prediction_key(run)
+            alone = key not in self.compared or key in self.refused | self.predict_apart
+            groups.setdefault((key, id(run) if alone else None), []).append(run)
+        return list(groups.values())
+
+    def predictor(self, runs: Sequence[TrainingRun], split: str) -> StackedPredictor:
+        """Return what predicts a split with several runs of `together`."""
+        one, key = runs[0].predictor(split), self._prediction_key(runs[0])
+        heads = [run.learner.head for run in runs]
+        compared = key in self.predictions_compared
+        head = StackedHead(heads, TOLERANCE[one.precision], compared)
+        return StackedPredictor(head, one.part, one.recipe, one.precision)
+
+    def predicted(self, runs: Sequence[TrainingRun], head: StackedHead) -> None:
+        """Remember whether runs could predict as one; say so where they could not."""
+        key = self._prediction_key(runs[0])
+        self.predictions_compared.add(key)
+        if head.why:
+            self.predict_apart.add(key)
+            self.say(f"{_count(runs)}: evaluated one by one, because {head.why}")
+
+    def _prediction_key(self, run: TrainingRun) -> str:
+        return key_of(run) if self.wanted else ""
 
     def _refuses(self, key: str, runs: Sequence[TrainingRun]) -> bool:
         why = why_alone(runs[0].learner)
@@ -101,6 +143,7 @@ def key_of(run: TrainingRun) -> str:
         weights_that_learn(learner),
         (training.batch, training.accumulate, training.optimiser, training.nesterov),
         (training.groups, sorted(training.losses.items()), until, training.ema > 0),
+        recipe.evaluate.batch,
     )
     return repr(same)
 

@@ -215,7 +215,7 @@ def _train_all(
             run.attempt(run.open, resume, tensorboard)
 
         _fit(locked, stores, stacking)
-        return _finish(runs, stores)
+        return _finish(runs, stores, stacking)
 
 
 def stores_for(runs: Sequence[TrainingRun], study: Study, resident: str) -> dict[str, FeatureStore]:
@@ -277,7 +277,7 @@ def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore], stacking:
             waiting |= {id(run): seconds for run in by_order[order]}
 
         current = [run for run in current if run.active]
-        validated = _validate(current, stores)
+        validated = _validate(current, stores, stacking)
         for run in current:
             if run.active:
                 run.attempt(run.end_epoch, waiting[id(run)], validated.get(id(run)))
@@ -327,7 +327,7 @@ def train_one_epoch(
 
 
 def _validate(
-    runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]
+    runs: Sequence[TrainingRun], stores: dict[str, FeatureStore], stacking: Stacking
 ) -> dict[int, Predictions]:
     """Predict split `val` with the weights that are kept (a moving average, where there is one)."""
     labelled = []
@@ -339,46 +339,65 @@ def _validate(
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.learner.averaged())
-        return _predict(labelled, "val", stores, forms=True)
+        return _predict(labelled, "val", stores, stacking, forms=True)
 
 
 def _predict(
-    runs: Sequence[TrainingRun], split: str, stores: dict[str, FeatureStore], forms: bool = False
+    runs: Sequence[TrainingRun],
+    split: str,
+    stores: dict[str, FeatureStore],
+    stacking: Stacking,
+    forms: bool = False,
 ) -> dict[int, Predictions]:
     """Predict a split with every run that has it; the keys are the runs' `id`s.
 
     A run that raises drops out. `forms`: also predict with other forms of the heads, which become
     `Predictions.beside`.
     """
-    asked: list[tuple[TrainingRun, str, HeadPredictor]] = []
-    for run in runs:
-        if run.error is None and split in run.parts:
+    well = [run for run in runs if run.error is None and split in run.parts]
+    asked: list[tuple[list[TrainingRun], str, HeadPredictor]] = []
+    for group in stacking.together(well):
+        if len(group) > 1:
+            asked.append((group, "", stacking.predictor(group, split)))
+        for run in group:
             found = run.predictors(split) if forms else {"": run.predictor(split)}
-            asked += [(run, form, predictor) for form, predictor in found.items()]
+            if len(group) > 1:
+                # The head itself is in the group's predictor.
+                del found[""]
+            asked += [([run], form, predictor) for form, predictor in found.items()]
     if not asked:
         return {}
 
     predictions: dict[int, Predictions] = {}
     outcomes = predict_all([predictor for _, _, predictor in asked], stores[split])
     # The head itself comes before its other forms.
-    for (run, form, _), outcome in zip(asked, outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            run.fail(outcome)
-            predictions.pop(id(run), None)
-        elif not form:
-            predictions[id(run)] = outcome
-        elif id(run) in predictions:
-            predictions[id(run)].beside[form] = outcome
+    for (group, form, predictor), outcome in zip(asked, outcomes, strict=True):
+        if len(group) > 1:
+            stacking.predicted(group, predictor.head)
+        each = outcome if isinstance(outcome, list) else [outcome]
+        if len(group) > len(each):
+            # What one head of a group raises concerns that head alone.
+            each = predict_all([run.predictor(split) for run in group], stores[split])
+        for run, own in zip(group, each, strict=True):
+            if isinstance(own, Exception):
+                run.fail(own)
+                predictions.pop(id(run), None)
+            elif not form:
+                predictions[id(run)] = own
+            elif id(run) in predictions:
+                predictions[id(run)].beside[form] = own
     return predictions
 
 
-def _finish(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
+def _finish(
+    runs: Sequence[TrainingRun], stores: dict[str, FeatureStore], stacking: Stacking
+) -> list[Result | Failure]:
     """Evaluate the chosen weights on val and test, and close every run."""
     for run in runs:
         if run.error is None:
             run.attempt(run.restore)
     # All runs predict a split in one pass, before any of them writes its result.
-    predictions = {split: _predict(runs, split, stores) for split in ("val", "test")}
+    predictions = {split: _predict(runs, split, stores, stacking) for split in ("val", "test")}
 
     outcomes: list[Result | Failure] = []
     for run in runs:

@@ -10,8 +10,11 @@
 Nodes x and what the operations o read come from the stem in heads/papers/gos/operation_inputs.py.
 The operations are in heads/papers/gos/operations.py, the cell is in heads/papers/gos/cell.py. There
 are E = S (S+1) / 2 edges; g is the mean of the map, so that every video has a structure of its own.
-In discrete mode only the chosen operations are computed. The second term of L is
-`losses["diversity"]`; its variance has the factor 1 / (|O| - 1).
+The second term of L is `losses["diversity"]`; its variance has the factor 1 / (|O| - 1).
+
+In discrete mode only the chosen operations are computed. A GPU computes all and selects, unless all
+views have one structure: it would have to be waited for to know who chose what. Weights of
+operations that no view of a mini-batch chose stay either way.
 
 `head.force(structure)` makes a head use one structure for all views. With the one that most
 training videos chose, this is Table 1's row "non-adaptive (only testing)", by its footnote. With
@@ -136,6 +139,7 @@ class GOS(nn.Module):
         self.space, self.edges = cells[0].space, edges_of(cells[0].supernodes)
         self.needs, self.uses = stem.needs, stem.uses
         self.forced: Tensor | None = None
+        self._forced: list[list[int]] | None = None  # its numbers, which no device has
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """Classify a batch.
@@ -157,7 +161,8 @@ class GOS(nn.Module):
         if forced is not None:
             used, discrete = one_hot(forced, len(alpha), len(self.space), alpha), True
 
-        states, attention = self._cells(x, inputs, used, discrete, want_maps)
+        known = self._known() if discrete else None
+        states, attention = self._cells(x, inputs, used, known, discrete, want_maps)
         pooled = [masked_mean(state, inputs.valid) for state in states]
         if self.with_global:
             pooled.append(mean)
@@ -179,7 +184,13 @@ class GOS(nn.Module):
         return HeadOutput(logits, losses, maps, {"structure": chosen})
 
     def _cells(
-        self, x: Tensor, inputs: OperationInputs, weights: Tensor, discrete: bool, attend: bool
+        self,
+        x: Tensor,
+        inputs: OperationInputs,
+        weights: Tensor,
+        known: list[list[int]] | None,
+        discrete: bool,
+        attend: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the last cell's states, and every cell's node attention if `attend`."""
         states, attention = [x], []
@@ -188,7 +199,9 @@ class GOS(nn.Module):
                 joined = self.joins[k - 1](torch.cat(states, -1))
                 # Autocast returns half precision, which is too coarse for comparing nodes.
                 x = F.leaky_relu(joined, 0.01).to(x.dtype)
-            states = cell(x, inputs, weights[:, k], discrete)
+            # Tied cells have one structure.
+            same = None if known is None else known[min(k, len(known) - 1)]
+            states = cell(x, inputs, weights[:, k], discrete, same)
             if attend:
                 part = cell.node_attention([x, *states], inputs, weights[:, k])
                 attention.append(part.detach())
@@ -206,6 +219,10 @@ class GOS(nn.Module):
             return None
         common = self.structure.evaluated_with
         return None if common is None else common.expand(len(self.cells), -1)
+
+    def _known(self) -> list[list[int]] | None:
+        """The operations of all views by cell and edge; None if each view chooses its own."""
+        return self.structure.of_all_views if self.forced is None else self._forced
 
     def force(self, structure: Tensor | None) -> None:
         """Compute all views with one discrete structure, whatever they would choose.
@@ -227,6 +244,7 @@ class GOS(nn.Module):
                 raise ValueError(
                     f"expected operations 0 to {len(self.space) - 1}, got {structure.tolist()}"
                 )
+            self._forced = structure.tolist()
             structure = structure.to(self.fc.weight.device)
         self.forced = structure
 

@@ -227,8 +227,9 @@ class STRG(nn.Module):
         n = self.proposals
         if clips.iou is not None and not self.box_pixel:
             return clips.iou[:, :, :n, :n]
-        boxes = clips.get("boxes")[:, :, :n]
-        return next_frame_iou(boxes + self.box_pixel * boxes.new_tensor([0, 0, 1, 1]))
+        low, high = clips.get("boxes")[:, :, :n].split(2, -1)
+        # No tensor [0, 0, 1, 1], whose copy to a GPU would be waited for.
+        return next_frame_iou(torch.cat([low, high + self.box_pixel], -1))
 
 
 def build(

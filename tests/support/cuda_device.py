@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.support.cuda_autocast import Autocast
 from tests.support.cuda_streams import STREAMS, Clock
@@ -48,13 +49,14 @@ class Operation:
 
     `kind`: "launch" (work for it), "view" (none), "h2d" or "d2h" (a copy of `bytes` from or to the
     host), "wait" (the host asked for nothing else). `waits`: the host goes on only when the device
-    has done all that it was given.
+    has done all that it was given. `pinned`: the host's side of a copy is page-locked.
     """
 
     name: str
     kind: str
     waits: bool = False
     bytes: int = 0
+    pinned: bool = False
 
 
 class CudaTensor(torch.Tensor):
@@ -158,7 +160,8 @@ class Device:
         self.generator = torch.Generator()
         # Storages of the device, by address, in a torch.save or torch.load.
         self.saved: set[int] = set()
-        self.pinned: set[int] = set()  # addresses of pinned memory
+        # Address of pinned memory -> its storage: once that is gone, others may lie there.
+        self.pinned: dict[int, StorageWeakRef] = {}
         # Pinned sources, what they held, and the copy's stream and count.
         self.reading: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = []
         # Memory of the host, what will be there, and the copy's stream and count.
@@ -242,6 +245,8 @@ class Device:
             if key in ("dtype", "memory_format") and value is not None
         }
         data = plain_to(memory_of(x), copy=True, **{"dtype": x.dtype, **how})
+        if non_blocking:  # torch then makes page-locked memory
+            self._remember_pinned(data)
         self._received("_to_copy", data, non_blocking, x)
         return data
 
@@ -265,23 +270,27 @@ class Device:
     ) -> None:
         mark = STREAMS.step((), [address_of(there)], name)
         # From other memory, CUDA copies the source before it returns.
-        late = non_blocking and self.is_pinned(source)
+        pinned = self.is_pinned(source)
+        late = non_blocking and pinned
         if late:
             with self.lock:
                 self.reading.append((source.detach(), source.detach().clone(), mark))
-        self.tell(Operation(name, "h2d", not late, source.nbytes))
+        self.tell(Operation(name, "h2d", not late, source.nbytes, pinned))
 
     def _received(
         self, name: str, there: torch.Tensor, non_blocking: bool, source: torch.Tensor
     ) -> None:
         mark = STREAMS.step([address_of(source)], (), name)
-        if non_blocking:
+        # To other memory, CUDA copies before it returns.
+        pinned = self.is_pinned(there)
+        late = non_blocking and pinned
+        if late:
             with self.lock:
                 self.writing.append((there.detach(), there.detach().clone(), mark))
                 there.detach().view(torch.uint8 if there.dim() else there.dtype).fill_(
                     255 if there.dim() else -1
                 )
-        self.tell(Operation(name, "d2h", not non_blocking, there.nbytes))
+        self.tell(Operation(name, "d2h", not late, there.nbytes, pinned))
 
     def complete(self, clock: Clock) -> None:
         """Waits for this work: its copies to the host arrive. RuntimeError if the source of a copy
@@ -317,12 +326,18 @@ class Device:
     def pin(self, x: torch.Tensor) -> torch.Tensor:
         """A copy in pinned memory."""
         copy = x.detach().clone()
-        self.pinned.add(copy.untyped_storage().data_ptr())
+        self._remember_pinned(copy)
         return copy
+
+    def _remember_pinned(self, x: torch.Tensor) -> None:
+        self.pinned[address_of(x)] = StorageWeakRef(x.untyped_storage())
 
     def is_pinned(self, x: torch.Tensor) -> bool:
         """Whether a tensor's memory is pinned."""
-        return not isinstance(x, CudaTensor) and x.untyped_storage().data_ptr() in self.pinned
+        if isinstance(x, CudaTensor):
+            return False
+        storage = self.pinned.get(address_of(x))
+        return storage is not None and not storage.expired()
 
     # --- random numbers
 

@@ -16,9 +16,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heads.interface.usage import Usage
 from heads.interface.votes import Votes
 from heads.papers.gos.affinity import OperationChoices, OperationSizes
 from heads.papers.gos.operation_inputs import OperationInputs
@@ -58,6 +58,8 @@ class Cell(nn.Module):
         self.edges = nn.ModuleList()
         for _ in edges_of(supernodes):
             operations = {name: new_operation(name, sizes, choices) for name in space}
+            for operation in operations.values():
+                operation.usage = Usage()
             self.edges.append(nn.ModuleDict(operations))
         # All edges have the same operations.
         reads = set()
@@ -66,7 +68,12 @@ class Cell(nn.Module):
         self.reads = tuple(sorted(reads))
 
     def forward(
-        self, x: Tensor, inputs: OperationInputs, weights: Tensor, discrete: bool
+        self,
+        x: Tensor,
+        inputs: OperationInputs,
+        weights: Tensor,
+        discrete: bool,
+        known: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Compute the states.
 
@@ -75,16 +82,24 @@ class Cell(nn.Module):
             inputs: what the operations read.
             weights: w [B,E,O].
             discrete: whether to compute each edge's heaviest operation alone.
+            known: that operation's number for every edge, if it is the same for all views.
 
         Returns:
             s_1 .. s_S, each [B,T,N,C].
         """
-        compute = self._chosen if discrete else self._mixed
+        compute = self._mixed
+        if discrete:
+            # To ask a GPU who chose what is to wait for it.
+            compute = self._selected if x.device.type == "cuda" else self._chosen
         states = [x] + [torch.zeros_like(x)] * self.supernodes
         edges = zip(edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True)
         # Edges are grouped by their end, so that s_i is complete before an edge leaves it.
-        for (i, j), operations, w in edges:
-            states[j] = states[j] + compute(operations, states[i], inputs, w)
+        for e, ((i, j), operations, w) in enumerate(edges):
+            if discrete and known is not None:
+                result = operations[self.space[known[e]]](states[i], inputs)
+            else:
+                result = compute(operations, states[i], inputs, w)
+            states[j] = states[j] + result
         return states[1:]
 
     def node_attention(
@@ -144,6 +159,25 @@ class Cell(nn.Module):
                 total = total.index_add(0, rows, part.to(total.dtype))
         return total
 
+    def _selected(
+        self, operations: nn.ModuleDict, x: Tensor, inputs: OperationInputs, w: Tensor
+    ) -> Tensor:
+        """Return what `_chosen` does; nobody asks which operations the views chose.
+
+        Every operation is computed for every view, as in a mixture.
+        """
+        choice = w.argmax(-1)
+        total = torch.zeros_like(x)
+        for o, name in enumerate(self.space):
+            chose = choice == o
+            if self.training and torch.is_grad_enabled():
+                operations[name].usage.note(chose.any())
+            if name != "none":
+                part = operations[name](x, inputs).to(total.dtype)
+                # Not a product with 0, which NaN would survive.
+                total = torch.where(chose[:, None, None, None], part, total)
+        return total
+
 
 class Structure(nn.Module):
     """alpha [B,cells,E,O] from g [B,inputs], eq. (12).
@@ -168,6 +202,8 @@ class Structure(nn.Module):
         self.register_buffer(COMMON, torch.full(shape[:2], -1))
         self.sizes = shape
         self.votes = Votes()
+        # What `of_all_views` was asked for: the tensor, its version, the answer.
+        self._asked: tuple[Tensor, int, list | None] | None = None
 
         outputs, bound = math.prod(shape), inputs**-0.5
         if form == "shared":
@@ -194,13 +230,35 @@ class Structure(nn.Module):
     @property
     def evaluated_with(self) -> Tensor | None:
         """The structure [cells,E] that form "shared_test" evaluates every view with, if any."""
-        counted = bool((self.common >= 0).all())
-        return self.common if self.form == "shared_test" and counted else None
+        known = self.form == "shared_test" and self.of_all_views is not None
+        return self.common if known else None
+
+    @property
+    def of_all_views(self) -> list[list[int]] | None:
+        """The discrete structure by cell and edge, if the form gives all views the same one.
+
+        It waits for the device where that structure may have changed since the last call.
+        """
+        if self.form == "adaptive" or (self.form == "shared_test" and self.training):
+            return None
+        source = self.alpha if self.form == "shared" else self.common
+        asked = self._asked
+        if asked is None or asked[0] is not source or asked[1] != source._version:
+            asked = self._asked = (source, source._version, self._ask(source.detach()))
+        return asked[2]
+
+    def _ask(self, source: Tensor) -> list[list[int]] | None:
+        if self.form == "shared":
+            # By the weights, as every view's own: the softmax may round two of them to one number.
+            return source.view(self.sizes).softmax(-1).argmax(-1).tolist()
+        common = source.tolist()
+        return None if any(min(cell) < 0 for cell in common) else common
 
     def train(self, mode: bool = True) -> "Structure":
         """Set the mode; an epoch of training ends with it, and another one may begin."""
         self._count()
         self.votes.end_epoch()
+        self._asked = None
         return super().train(mode)
 
     def _count(self) -> None:
@@ -220,7 +278,9 @@ class Structure(nn.Module):
 
 def one_hot(structure: Tensor, views: int, operations: int, like: Tensor) -> Tensor:
     """Return the weights w [views,cells,E,O] of one structure [cells,E], eq. (11)."""
-    return F.one_hot(structure, operations).to(like.dtype).expand(views, -1, -1, -1)
+    # Not F.one_hot, which may look at the values, and so wait for the device.
+    each = torch.arange(operations, device=structure.device)
+    return (structure[..., None] == each).to(like.dtype).expand(views, -1, -1, -1)
 
 
 def diversity_of(alpha: Tensor) -> Tensor:

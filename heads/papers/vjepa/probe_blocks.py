@@ -7,7 +7,8 @@
 All projections have biases. The pooling block has no Wo, and norms what is read but not the
 queries, as in the release. MLP is D -> 4D -> D with GELU.
 
-Nothing here depends on values: many probes of one shape can be computed at once (`torch.vmap`).
+Nothing here depends on values: many probes of one shape can be computed at once (`torch.vmap`, see
+heads/interface/members.py).
 """
 
 import torch.nn.functional as F

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from heads.config.member import Member
 from heads.config.recipe import recipe_from
 from heads.config.training_options import Training
+from heads.evaluation.stacked_predictor import StackedHead
 from heads.interface.loss import LossNotFinite
 from heads.runs import run_files
 from heads.training import stacked_runs
@@ -16,8 +18,10 @@ from heads.training.learner import Learner
 from heads.training.stacked_dropout import NotStackable
 from heads.training.stacked_learner import TOLERANCE, StackedLearner, why_alone
 from heads.training.stacked_optimiser import StackedOptimiser
-from heads.training.study import Result
+from heads.training.study import Failure, Result
 from heads.training.train import run_members
+from heads.training.training_run import TrainingRun
+from heads.zoo.pool import PoolHead
 from pipeline.cache.reader import Cache
 from pipeline.stages.graphs import build_graphs
 from tests.heads.zoo.test_zoo import CASES, fresh, some_clips
@@ -390,3 +394,84 @@ def test_members_that_part_in_the_middle_of_an_epoch_lose_nothing(cache, tmp_pat
     for mine, twin in zip(outcomes, alone, strict=True):
         one, other = (logged(Path(result.folder)) for result in (mine, twin))
         assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other])
+
+
+# --- predictions of a study
+
+
+def forwards_in_evaluation(monkeypatch) -> list[int]:
+    """Grows by one at every forward pass in eval mode."""
+    plain, calls = PoolHead.forward, []
+
+    def forward(self, clips, want_maps=False):
+        if not self.training:
+            calls.append(clips.size)
+        return plain(self, clips, want_maps)
+
+    monkeypatch.setattr(PoolHead, "forward", forward)
+    return calls
+
+
+def test_a_validation_takes_one_pass_through_the_head_for_all_members(cache, tmp_path, monkeypatch):
+    calls, counts = forwards_in_evaluation(monkeypatch), {}
+    for size in (2, 4):
+        for epochs in (1, 3):
+            calls.clear()
+            recipes = [recipe("pool", epochs=epochs, lr=0.01 * (1 + k)) for k in range(size)]
+            trained(cache, tmp_path / f"{size} {epochs}", recipes, seeds=(0,))
+            counts[size, epochs] = len(calls)
+    # What two more epochs cost.
+    assert counts[2, 3] - counts[2, 1] == counts[4, 3] - counts[4, 1] > 0
+
+
+@pytest.mark.parametrize("training", [{}, {"ema": 0.5}, {"early_stop": 1}])
+def test_members_as_one_log_what_members_one_by_one_log(training, cache, tmp_path):
+    """With a moving average, its weights are validated, and not those that are trained."""
+    recipes = [recipe("pool", lr=lr, **training) for lr in (0.02, 0.1)]
+    outcomes, _ = trained(cache, tmp_path / "one", recipes)
+    trained(cache, tmp_path / "alone", recipes, as_one=False)
+    for result in outcomes:
+        folder = Path(result.folder)
+        for mine, twin in zip(
+            logged(folder), logged(tmp_path / "alone" / folder.name), strict=True
+        ):
+            assert mine["val"] == pytest.approx(twin["val"], rel=1e-4)
+        mine, twin = (
+            np.load(tmp_path / place / folder.name / "predictions_test.npz")
+            for place in ("one", "alone")
+        )
+        assert mine.files == twin.files
+        np.testing.assert_allclose(mine["logits"], twin["logits"], rtol=1e-3, atol=1e-4)
+        assert (mine["clips"] == twin["clips"]).all()
+
+
+def test_members_whose_predictions_differ_are_evaluated_one_by_one_and_a_line_says_so(
+    cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        stacked_runs, "StackedHead", lambda heads, limit, compared: StackedHead(heads, -1.0)
+    )
+    _, lines = trained(cache, tmp_path, [recipe("pool", epochs=2)])
+    assert len(lines) == 2
+    assert lines[1].startswith("2 members of head pool (0-seed0, 0-seed1): evaluated one by one, ")
+
+
+def test_a_member_that_cannot_be_evaluated_ends_and_the_others_go_on(cache, tmp_path, monkeypatch):
+    plain = PoolHead.forward
+
+    def forward(self, clips, want_maps=False):
+        if not self.training and getattr(self, "bad", False):
+            raise RuntimeError("no such thing")
+        return plain(self, clips, want_maps)
+
+    monkeypatch.setattr(PoolHead, "forward", forward)
+    opened = TrainingRun.open
+
+    def open_(self, *options):
+        opened(self, *options)
+        self.learner.head.bad = self.seed == 1
+
+    monkeypatch.setattr(TrainingRun, "open", open_)
+    outcomes, _ = trained(cache, tmp_path, [recipe("pool")], seeds=(0, 1, 2))
+    assert [type(one) for one in outcomes] == [Result, Failure, Result]
+    assert str(outcomes[1].error) == "no such thing"
