@@ -20,8 +20,8 @@ Beside the I3D it also reads W_a's T means of 512 channels as T rows of 512, whi
 with steps: taken for an oversight, and not done here.
 
 Differs from the paper: the network that makes `pooled` is fixed. That makes a convolution before
-the means, as in the release, the same as our W_a behind them. Not stated in the paper, and as in the
-release: batch norms, F, the MLPs' sizes and the non-local block's form.
+the means, as in the release, the same as our W_a behind them. Not stated in the paper, and as in
+the release: batch norms, F, the MLPs' sizes and the non-local block's form.
 """
 
 import torch
