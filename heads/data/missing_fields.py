@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.cache.asked import extraction_record
 from pipeline.cache.fields import FIELDS, LABELS, is_cut
-from pipeline.cache.folder import CacheError
 from pipeline.cache.joined import caches_of
 
 if TYPE_CHECKING:
@@ -76,14 +76,16 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
 def _backbone_of(cache: "Cache") -> "Backbone | None":
     """The backbone of a cache without its weights; None where it cannot be built here."""
     from pipeline.backbones import build_backbone
-    from pipeline.stages.recorded import config_like
 
+    record = extraction_record(cache.path)
+    if record is None:
+        return None
+    asked = record["asked"]
     try:
-        config, _ = config_like(cache)
         with torch.device("meta"):
-            return build_backbone(config.backbone, **config.backbone_options)
+            return build_backbone(asked["backbone"], **asked["backbone_options"])
     # A plug-in, a folder or a library that is not here.
-    except (ValueError, OSError, CacheError):
+    except (ValueError, OSError):
         return None
 
 

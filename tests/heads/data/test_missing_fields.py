@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from heads.data import missing_fields
 from heads.data.missing_fields import how_to_add
 from pipeline.cache.reader import Cache
-from pipeline.stages import recorded
 from pipeline.stages.config import ExtractConfig
 from pipeline.views.sampling import Sampling
 from tests.support.tiny_cache import Tiny
@@ -21,7 +21,8 @@ def cache(tmp_path, monkeypatch):
     """A function: a cache with some fields, as an extraction with a config would have recorded."""
 
     def of(config: ExtractConfig, fields: tuple[str, ...]) -> Cache:
-        monkeypatch.setattr(recorded, "extraction_record", lambda path: {"asked": config.as_asked()})
+        record = {"asked": config.as_asked()}
+        monkeypatch.setattr(missing_fields, "extraction_record", lambda path: record)
         return Cache(Tiny(fields=fields).write(tmp_path / "cache").path)
 
     return of
