@@ -23,6 +23,7 @@ from heads.drawing.edges import EdgeDrawing
 from heads.drawing.head_output import HeadResult, run_head
 from heads.drawing.layout import MARGIN, Drawing, Style
 from heads.drawing.panels import predictions, structure
+from heads.drawing.queries import queries
 from heads.drawing.sections import Node, Strip
 from heads.drawing.source import ViewContent, group_of, load_view
 from pipeline.cache.reader import Cache
@@ -292,9 +293,11 @@ class _SectionBuilder:
         view, result, node, most = self.view, self.result, self.node, self.style.neighbours
         if result is None:
             return []
-        # RSTG's strips are the only ones that need no boxes.
+        # These strips need no boxes.
         if self.grid_nodes:
             return self._grid_attention()
+        if result.head == "attentive":
+            return queries(view, result.maps)
         if node is None:
             return []
         if "node_attention" in result.maps:

@@ -23,7 +23,9 @@ from heads.drawing.source import ViewContent
 from heads.interface.region_distance import RegionDistance, region_middles
 
 
-def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> Strip:
+def heat(
+    maps: np.ndarray, title: str, note: str = "", scale: float = 1.0, even: float = 0.0
+) -> Strip:
     """Draw maps as heat over their frames.
 
     Args:
@@ -32,6 +34,7 @@ def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> St
         title: of the strip.
         note: of the strip; the range of numbers is added.
         scale: a frame's height as a fraction of the style's.
+        even: what a cell would have if all had the same; 0 for 1 over the cells of a step.
 
     Returns:
         The strip.
@@ -42,7 +45,7 @@ def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> St
     def backdrop(t: int, frame: Image.Image) -> Image.Image:
         return heat_overlay(frame, level[t if len(level) > 1 else 0])
 
-    numbers = f"from {low:.2g} to {high:.2g}; spread evenly, {1 / maps[0].size:.2g}"
+    numbers = f"from {low:.2g} to {high:.2g}; spread evenly, {even or 1 / maps[0].size:.2g}"
     if note:
         numbers = f"{note}; {numbers}"
     return Strip(title, numbers, scale=scale, backdrop=backdrop)

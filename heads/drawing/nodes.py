@@ -197,7 +197,9 @@ def _ranked(
     return Strip(title, note, paint=paint)
 
 
-def node_attention(view: ViewContent, weights: np.ndarray, title: str, note: str) -> Strip:
+def node_attention(
+    view: ViewContent, weights: np.ndarray, title: str, note: str, digits: str = ".2f"
+) -> Strip:
     """Draw how much a head weighs every node; heavier boxes are brighter and thicker.
 
     Args:
@@ -205,6 +207,7 @@ def node_attention(view: ViewContent, weights: np.ndarray, title: str, note: str
         weights: [T,N] in [0,1].
         title: of the strip.
         note: of the strip; slot, weight and range are added.
+        digits: the format of weights.
 
     Returns:
         The strip.
@@ -226,10 +229,11 @@ def node_attention(view: ViewContent, weights: np.ndarray, title: str, note: str
             canvas.rectangle(rect.rectangle(view.boxes[t, i]), colour(t, i), width)
         taken: list = []
         for i in order[::-1][:LABELLED]:
-            label = f"{i}: {weights[t, i]:.2f}"
+            label = f"{i}: {weights[t, i]:{digits}}"
             box_tag(canvas, rect, view.boxes[t, i], label, colour(t, i), taken)
 
-    return Strip(title, f"{note}; slot and weight, from {low:.2f} to {high:.2f}", paint=paint)
+    numbers = f"slot and weight, from {low:{digits}} to {high:{digits}}"
+    return Strip(title, f"{note}; {numbers}", paint=paint)
 
 
 def _products(view: ViewContent) -> tuple[torch.Tensor, torch.Tensor]:

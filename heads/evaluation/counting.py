@@ -282,6 +282,9 @@ def count_backbone(
         backbone.channels(upto)
         clip = f"{frames} frames of {size[0]}×{size[1]}"
         try:
+            # An encoder refuses here what torch would count without values.
+            backbone.steps(frames, upto)
+            backbone.grid(upto, size)
             return count(backbone, lambda: backbone(x, upto), f"1 clip of {clip}, as far as {upto}")
         except RuntimeError as error:
             raise ValueError(

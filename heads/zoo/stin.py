@@ -16,10 +16,12 @@ appearance="pooled".
 
 The release differs (variant="released"): f has two layers, y is an MLP of three. In training it
 holds the batch norms of +NL at their start: that is norm="none".
+Beside the I3D it also reads W_a's T means of 512 channels as T rows of 512, which mixes channels
+with steps: taken for an oversight, and not done here.
 
-Differs from the paper: the network that makes `pooled` is fixed. That makes the release's
-convolution before its means the same as our W_a behind them. Not stated in the paper, and as in the
-release: batch norms, F, the MLPs' sizes and the non-local block's form.
+Differs from the paper: the network that makes `pooled` is fixed. That makes a convolution before
+the means, as in the release, the same as our W_a behind them. Not stated in the paper, and as in
+the release: batch norms, F, the MLPs' sizes and the non-local block's form.
 """
 
 import torch

@@ -5,7 +5,10 @@
     layouts                from tokens and maps to [B,C,T,h,w], and back
     structure              what a model's modules tell: patches, lists of blocks
     weights                files of weights, checksums, what does not fit
+    quiet                  log lines of the libraries stay off the terminal
     timm_models, torchvision_models, hf_models      what differs between the libraries
+    hf_sizes               what classes of transformers keep of one size
+    videomae_release       weights of VideoMAE V2's release for transformers' class
 
 A library is imported when a model of it is built.
 """
@@ -54,6 +57,7 @@ def build_encoder(name: str, weights: str | None, options: dict[str, Any]) -> "B
         OSError: the weights cannot be fetched.
     """
     from pipeline.encoders.backbone import EncoderBackbone
+    from pipeline.encoders.quiet import quiet
     from pipeline.encoders.weights import NONE, load_exactly, state_sha256
     from pipeline.networks.memory_format import guard
 
@@ -64,8 +68,9 @@ def build_encoder(name: str, weights: str | None, options: dict[str, Any]) -> "B
             f"path of a file or folder"
         )
     _, model = library_and_model(name)
-    net, encoder, fine_tuned = _adapter(name).build(model, weights, **options)
-    backbone = EncoderBackbone(name, net.train(), encoder)
+    with quiet():
+        net, encoder, fine_tuned = _adapter(name).build(model, weights, **options)
+        backbone = EncoderBackbone(name, net.train(), encoder)
     if fine_tuned is not None:
         load_exactly(backbone, fine_tuned, weights)
     if weights != NONE:

@@ -189,6 +189,12 @@ class EncoderBackbone(Backbone):
             raise ValueError(
                 f"{self.name} has no class or register tokens: leave tokens out of --keep"
             )
+        position = self._position(point or self.last)
+        if state_of(self._shapes(self.encoder.size).outputs[position - 2]).dim() != 3:
+            raise ValueError(
+                f"{self.name} has class tokens beside {self.last} alone, not beside {point}: keep "
+                f"{self.last}, or leave tokens out of --keep"
+            )
         steps = frames if self.encoder.layout.per_frame else 1
         return steps, self.prefix, self.channels(point)
 
@@ -362,13 +368,13 @@ class EncoderBackbone(Backbone):
                 f"{self.name} computes more between its cuts than their blocks: run it from the "
                 f"frames, not from {start}"
             )
-        if self.prefix:
+        size = self._size_of(tuple(x.shape[2:]), first - 2, start)
+        empty = self._shapes(size).outputs[first - 2]
+        if self.prefix and state_of(empty).dim() == 3:
             raise ValueError(
                 f"{self.name} has {self.prefix} class or register tokens beside the map at "
                 f"{start}, which a map alone lacks: run it from the frames"
             )
-        size = self._size_of(tuple(x.shape[2:]), first - 2, start)
-        empty = self._shapes(size).outputs[first - 2]
         return size, self._put(x, first - 2, _with_batch(empty, x))
 
     def _size_of(self, shape: Size, number: int, start: str) -> Size:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.backbone import Encoder
-from pipeline.encoders.layouts import Layout, Size
+from pipeline.encoders.hf_sizes import SPACE_FIRST, Windows, fit_to, windows_of
+from pipeline.encoders.layouts import Layout
 from pipeline.encoders.structure import first_stride, largest_list
+from pipeline.encoders.videomae_release import from_release, is_release
 from pipeline.encoders.weights import (
     NONE,
     PRETRAINED,
@@ -27,12 +29,12 @@ from pipeline.encoders.weights import (
     read_state,
 )
 
+# Attributes by which a model of several towers has the one that sees pixels.
+TOWERS = ("vision_model", "vision_tower")
 # Parts that the features do without: they pool, predict or classify.
 UNUSED = ("pooler", "predictor", "head")
 # Weights that only training by masking reads.
 MASKING = ("mask_token",)
-# What no configuration says: the tokens of one place in all frames follow one another.
-SPACE_FIRST = ("timesformer",)
 
 
 def build(
@@ -69,6 +71,8 @@ def build(
         state = read_state(weights)
     if state is not None and is_ours(state):
         fine_tuned = state
+    elif state is not None and is_release(config, state):
+        state = from_release(config, state)
     if weights == NONE or fine_tuned is not None:
         net = make()
     else:
@@ -100,8 +104,10 @@ def _random(config: Any) -> nn.Module:
 
 def _trunk(net: nn.Module) -> nn.Module:
     """The tower that sees pixels, without the parts that its features do without."""
-    while isinstance(getattr(net, "vision_model", None), nn.Module):
-        net = net.vision_model
+    towers = [getattr(net, name, None) for name in TOWERS]
+    while any(isinstance(tower, nn.Module) for tower in towers):
+        net = next(tower for tower in towers if isinstance(tower, nn.Module))
+        towers = [getattr(net, name, None) for name in TOWERS]
     for name in UNUSED:
         part = getattr(net, name, None)
         # A pooling without weights costs nothing, and may be called whatever is asked for.
@@ -171,7 +177,9 @@ def _described(
     )
     return Encoder(
         make,
-        partial(last_hidden_state, native=size, is_video=frames is not None),
+        partial(
+            last_hidden_state, native=size, is_video=frames is not None, windows=windows_of(net)
+        ),
         tuple(blocks),
         layout,
         (frames or 1, *size),
@@ -240,7 +248,9 @@ def _normalisation(
     return tuple((shift + m) / scale for m in means), tuple(s / scale for s in stds)
 
 
-def last_hidden_state(net: nn.Module, pixels: Tensor, native: Size, is_video: bool) -> Tensor:
+def last_hidden_state(
+    net: nn.Module, pixels: Tensor, native: tuple[int, int], is_video: bool, windows: Windows
+) -> Tensor:
     """The library's own forward pass.
 
     Args:
@@ -248,7 +258,12 @@ def last_hidden_state(net: nn.Module, pixels: Tensor, native: Size, is_video: bo
         pixels: frames [b,3,H,W] or clips [B,3,F,H,W].
         native: (H, W) that its position embeddings have; others are interpolated where it can.
         is_video: whether it reads clips.
+        windows: of its blocks, as it was built.
+
+    Raises:
+        ValueError: it cannot compute clips of this size.
     """
+    fit_to(net, (pixels.shape[2] if is_video else 1, *pixels.shape[-2:]), windows)
     accepted = inspect.signature(net.forward).parameters
     options: dict[str, Any] = {net.main_input_name: pixels}
     if is_video:

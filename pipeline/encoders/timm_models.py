@@ -16,6 +16,7 @@ from pipeline.encoders.weights import (
     NONE,
     PRETRAINED,
     State,
+    does_not_fit,
     fetch_failed,
     is_ours,
     needs_package,
@@ -41,11 +42,11 @@ def build(model: str, weights: str) -> tuple[nn.Module, Encoder, State | None]:
         OSError: the weights cannot be fetched.
     """
     try:
-        import timm
+        import timm  # noqa: F401
     except ImportError as error:
         needs_package(f"timm:{model}", "timm", "timm", error)
-    if not model.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(model):
-        raise ValueError(f"timm has no model {model!r}: {nearest(model, timm.list_models())}")
+    if not model.startswith(("hf-hub:", "local-dir:")):
+        _check_name(model)
 
     options = _size_options(model)
     make = partial(_create, model, options)
@@ -63,8 +64,23 @@ def build(model: str, weights: str) -> tuple[nn.Module, Encoder, State | None]:
         if is_ours(state):
             net, fine_tuned = make(), state
         else:
-            net = _from_file(model, options, weights)
+            net = _from_file(model, options, weights, state)
     return net, _described(net, make), fine_tuned
+
+
+def _check_name(model: str) -> None:
+    """ValueError for a name of a model, or of its weights, that timm does not know."""
+    import timm
+
+    if not timm.is_model(model):
+        raise ValueError(f"timm has no model {model!r}: {nearest(model, timm.list_models())}")
+    try:
+        timm.models.get_pretrained_cfg(model)
+    # timm's word for the part of a name behind the dot that it does not know.
+    except RuntimeError:
+        architecture = model.partition(".")[0]
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise ValueError(f"timm has no weights {model!r}: {nearest(model, known)}") from None
 
 
 def _create(model: str, options: dict[str, Any], **more: Any) -> nn.Module:
@@ -87,15 +103,43 @@ def _size_options(model: str) -> dict[str, Any]:
     return {}
 
 
-def _from_file(model: str, options: dict[str, Any], weights: str) -> nn.Module:
+def _from_file(model: str, options: dict[str, Any], weights: str, state: State) -> nn.Module:
     """The model with the weights of a file. timm renames the keys of other releases."""
     path = weight_file(weights)
     try:
-        return _create(model, options, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        missing = _missing(model, options, state)
+        # Of a model on a hub, its source would come before the file.
+        overlay = {"file": str(path), "source": ""}
+        net = _create(model, options, pretrained=True, pretrained_cfg_overlay=overlay)
     # Of load_state_dict, whose first line names the model, and whose others name the weights.
     except (RuntimeError, KeyError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"weights {path}: do not fit timm:{model} ({said})") from error
+    if missing:
+        raise does_not_fit(str(path), "misses", missing)
+    return net
+
+
+def _missing(model: str, options: dict[str, Any], state: State) -> list[str]:
+    """The parameters of a model that a state dict does not give.
+
+    timm says nothing of them where a model has no classifier. So a state dict of NaN is loaded:
+    what it leaves finite is missing.
+    """
+    nothing = {}
+    for name, tensor in state.items():
+        is_float = tensor.is_floating_point()
+        # One number, whatever the shape.
+        nothing[name] = (
+            tensor.new_full((), float("nan")).expand(tensor.shape) if is_float else tensor
+        )
+    overlay = {"state_dict": nothing, "source": ""}
+    probe = _create(model, options, pretrained=True, pretrained_cfg_overlay=overlay)
+    missing = []
+    for name, parameter in probe.named_parameters():
+        if not parameter.isnan().any():
+            missing.append(name)
+    return missing
 
 
 def _described(net: nn.Module, make: Any) -> Encoder:

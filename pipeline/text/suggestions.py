@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-# Longer lists of names are cut here.
+# Of a longer list, only the nearest names are shown.
 MOST_NAMES = 40
 
 
@@ -39,8 +39,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
         known: the names that exist.
 
     Returns:
-        "did you mean …?" with up to three similar names, else "expected one of …" with all names
-        or the first 40, or "there are none".
+        "did you mean …?" with up to three similar names, else "expected one of …" with all names,
+        "the nearest are …" where there are more than 40, or "there are none".
     """
     known = sorted(known)
     similar = difflib.get_close_matches(word, known, n=3)
@@ -48,6 +48,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(similar)}?"
     if not known:
         return "there are none"
-
-    more = f", … ({len(known):,} in all)" if len(known) > MOST_NAMES else ""
-    return f"expected one of {', '.join(known[:MOST_NAMES])}{more}"
+    if len(known) > MOST_NAMES:
+        return f"{nearest_names(word, known)} (of {len(known):,})"
+    return f"expected one of {', '.join(known)}"

@@ -587,7 +587,8 @@ def ean_rows() -> list[Figure]:
 # STIN and STLT: their papers print no sizes that we know of. These are the layers that the code of
 # their releases lists, counted by hand in tests/heads/zoo/test_stin.py and test_stlt.py.
 NEVER_READ = (
-    "with two frame types and a layer of scores that it never reads",
+    "with two frame types and a layer of scores that it never reads; one more block is held and "
+    "never run: not counted",
     lambda cost: cost.parameters + 4 * 768,
 )
 STIN_MODELS = (

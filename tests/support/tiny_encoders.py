@@ -38,6 +38,7 @@ CONFIGS: dict[str, dict] = {
     "DINOv3ViT": {**_VIT, **_SQUARE, "num_register_tokens": 4},
     "CLIPVision": {**_VIT, **_SQUARE},
     "SiglipVision": {**_VIT, **_SQUARE},
+    "InternVLVision": {**_VIT, "image_size": [32, 32], "patch_size": [8, 8]},
     "Hiera": {
         "image_size": [64, 64],
         "embed_dim": 16,

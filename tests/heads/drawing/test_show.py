@@ -45,6 +45,7 @@ SHOWS = {
         for name in head_names()
         if name.startswith("gos_") or name.startswith("rstg")
     },
+    "attentive": {"attention"},
     "gos": {"structure"},
     "dyreg": {"regions"},
     "ean": {"saliency", "attention"},

@@ -19,7 +19,7 @@ from tests.support.tiny_encoders import CONFIGS, PIXELS, save_encoder
 VIDEO = {"VideoMAE": 8, "VJEPA2": 8, "Vivit": 8, "Timesformer": 4}
 # Class and register tokens before the patches.
 PREFIX = {"Vivit": 1, "Timesformer": 1, "ViT": 1, "Dinov2": 1, "DINOv3ViT": 5, "CLIPVision": 1}
-PREFIX["DINOv3ConvNext"] = 1
+PREFIX |= {"DINOv3ConvNext": 1, "InternVLVision": 1}
 SEQUENCES = ("VideoMAE", "VJEPA2", "SiglipVision", "ConvNext", "ResNet")
 
 

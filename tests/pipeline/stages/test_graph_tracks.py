@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.__main__ import vidgraph
-from heads.data.splits import how_to_add
+from heads.data.missing_fields import how_to_add
 from pipeline.cache.reader import Cache
 from pipeline.regions.tracks import link_tracks
 from pipeline.stages.graphs import build_graphs
