@@ -7,6 +7,7 @@ import click
 
 from cli._shared.options import together
 from cli._shared.say import say
+from pipeline.text.counted import counted
 
 
 def print_counts(manifest, details: bool = True) -> None:
@@ -22,7 +23,10 @@ def print_counts(manifest, details: bool = True) -> None:
         classes.update(clip.labels)
 
     shares = ", ".join(f"{split} {splits[split]:,}" for split in ("train", "val", "test"))
-    say(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
+    say(
+        f"{manifest.path}: {counted(len(manifest.clips), 'clip')} ({shares}), "
+        f"{counted(len(classes), 'class', 'classes')}"
+    )
     if not details:
         return
     if classes:

@@ -8,6 +8,7 @@ import click
 
 from cli._shared.extraction import SAMPLING
 from cli._shared.say import say
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible_lines
 
 # Options of the command line whose key in a study's table [extract] has another name.
@@ -69,7 +70,10 @@ def run_study(
 
     def announce(rows) -> None:
         count = len(rows) * len(plan.seeds)
-        say(f"{plan.name}: {len(rows)} rows, {count} members, one after another")
+        say(
+            f"{plan.name}: {counted(len(rows), 'row')}, {counted(count, 'member')}, one after "
+            "another"
+        )
         for one in rows:
             cost = "" if one.macs is None else f", {one.macs / 1e9:.3g} GMACs a view"
             say(f"  {one.row.name}: phase {one.phase.name}{cost}")

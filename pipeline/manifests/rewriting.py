@@ -17,6 +17,7 @@ from pipeline.manifests.manifest import (
     write_manifest,
 )
 from pipeline.text import text_files
+from pipeline.text.counted import counted
 
 
 def read_cells(manifest: Manifest) -> list[dict[str, str]]:
@@ -133,7 +134,8 @@ def _difference(path: Path, draft: Path) -> str:
     if not (gone or more):
         return "the file has the same rows, but in another order or form"
     return (
-        f"the file has {gone:,} rows that this command would not write, and lacks {more:,} that it "
+        f"the file has {counted(gone, 'row')} that this command would not write, and lacks "
+        f"{more:,} that it "
         f"would"
     )
 

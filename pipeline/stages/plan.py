@@ -86,6 +86,7 @@ class ExtractionPlan:
         clips: clips of the manifest.
         measured: how many of them were extracted for this plan.
         failed: the ids of those that failed.
+        failure: why the first of them did; "" if none failed.
         clip_seconds: per clip, in the steady state.
         start_seconds: until a machine has started.
         parts: seconds per clip of each part, such as "decode". Parts overlap.
@@ -101,6 +102,7 @@ class ExtractionPlan:
     clips: int
     measured: int
     failed: tuple[str, ...]
+    failure: str
     clip_seconds: float
     start_seconds: float
     parts: dict[str, float]
@@ -184,7 +186,7 @@ def make_plan(
         if len(done.failures) == len(chosen):
             failure = done.failures[0]
             raise ValueError(
-                f"{manifest.path}: all {len(chosen)} clips that were tried failed "
+                f"{manifest.path}: every clip that was tried failed, {len(chosen)} in all "
                 f"({failure['clip']}: {failure['message']}); look at the videos with `vidgraph "
                 f"check --manifest {manifest.path}`"
             )
@@ -207,6 +209,13 @@ def _noted(
         advance(done, failed)
 
     return note
+
+
+def _first_failure(failures: Sequence[Mapping[str, str]]) -> str:
+    """Why the first of the clips that failed did; "" if there are none."""
+    if not failures:
+        return ""
+    return f"{failures[0]['error']}: {failures[0]['message']}"
 
 
 def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float:
@@ -255,6 +264,7 @@ def _scale_up(
         clips=clips,
         measured=sampled,
         failed=tuple(failure["clip"] for failure in done.failures),
+        failure=_first_failure(done.failures),
         clip_seconds=clip_seconds,
         start_seconds=max(0.0, done.seconds - sampled * clip_seconds),
         parts=parts,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.files.watched_folder import WatchedFolder
+from pipeline.text.counted import counted
 from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
 from pipeline.workers.cores import allowed_cores, cores_here
@@ -263,7 +264,7 @@ class DaskEngine:
                 f"workers with fewer than {self.threads} threads wait between two shards; start "
                 f"them with --nthreads {self.threads}"
             )
-        workers = f"{len(threads)} workers at {self.scheduler}"
+        workers = f"{counted(len(threads), 'worker')} at {self.scheduler}"
         return workers if threads else f"{workers}; waiting for workers"
 
 
@@ -378,7 +379,7 @@ def _wait(
 
 
 def _shards(count: int) -> str:
-    return "one shard" if count == 1 else f"{count} shards"
+    return counted(count, "shard")
 
 
 def _pinned_cluster(engine: DaskEngine, security):

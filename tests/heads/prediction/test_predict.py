@@ -179,7 +179,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_an_evaluation_from_frames_and
     options = ["--manifest", tmp_path / "here" / "manifest.csv", "--workers", "0"]
     assert code_of("evaluate", copy / "tuned", *options, "--device", "cpu") == 3
     said = capsys.readouterr()
-    assert "split test: 1 of 2 clips cannot be read and are left out: clip6" in said.err
+    assert "split test: 1 of 2 clips cannot be read and is left out: clip6" in said.err
     assert "written to " in said.out
     stored = stored_logits(copy / "tuned" / "predictions_test.npz")
     assert list(stored) == ["clip5"]

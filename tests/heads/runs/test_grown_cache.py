@@ -173,7 +173,7 @@ def test_a_joined_cache_that_lacks_views_is_refused_with_the_command_for_its_par
         for clip in manifest.clips
     ]
     manifest = replace(manifest, clips=tuple(turned), sha256="another")
-    with pytest.raises(ValueError, match=rf"{other.path}: 1 clips of split 'train' .*clip7"):
+    with pytest.raises(ValueError, match=rf"{other.path}: 1 clip of split 'train' .*clip7"):
         train(
             recipe(), open_caches([small, other.path]), tmp_path / "run", manifest=manifest, seed=0
         )

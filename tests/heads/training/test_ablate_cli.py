@@ -44,7 +44,7 @@ def ablate(capsys, place, study, *more):
 def test_a_study_ends_with_a_table_and_a_second_call_reads_it_back(place, capsys):
     code, out, err = ablate(capsys, place, "rates.toml")
     assert code == 0
-    assert "1 of 12 clips failed at extraction and are left out: clip-1" in out
+    assert "1 of 12 clips failed at extraction and is left out: clip-1" in out
     assert "rates: 2 members; an epoch of all is 1 pass over the cache" in out
     assert "train: 4/4 epochs" in err
     table = (place / "runs" / "rates" / "results.txt").read_text()
