@@ -4,6 +4,7 @@ This room may import from `heads.interface` and `heads.config`.
 
     classes        the classes that a recipe trains
     splits         which cached views a split has, and their order in an epoch
+    missing_fields the commands that add what a head lacks
     feature_store  the features in memory, or read on demand; one pass for many readers
     device_lane    batches on their way to a GPU, while it computes
     view_dataset   the views of a split as a torch Dataset

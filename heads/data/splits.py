@@ -15,7 +15,7 @@ import torch
 from heads.config.recipe_tables import DataOptions
 from heads.data.classes import refuse_withheld
 from heads.interface.clips import Dims, MissingFields, dims_of
-from pipeline.cache.fields import FIELDS, LABELS, grid_at, is_cut
+from pipeline.cache.fields import FIELDS, grid_at, is_cut
 from pipeline.cache.joined import caches_of
 from pipeline.manifests.folds import FOLD
 from pipeline.manifests.labels import withheld
@@ -393,59 +393,3 @@ def fields_for(head: torch.nn.Module, group: "Group") -> tuple[str, ...]:
         elif name in group.fields:
             optional.append(name)
     return (*head.needs, *optional)
-
-
-def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
-    """Return the error for a head that needs fields which the cache lacks.
-
-    Args:
-        cache: the cache.
-        head: the head's name.
-        missing: the fields.
-
-    Returns:
-        One line, with the command that adds them.
-    """
-    missing = list(missing)
-    # Of several caches, the first that lacks one of the fields.
-    for part in caches_of(cache):
-        if not set(missing) <= set(part[part.groups[0]].fields):
-            cache = part
-            break
-    graphs = [name for name in missing if name in FIELDS and FIELDS[name].stage == "graphs"]
-    what = f"head {head} needs {', '.join(missing)}, which {cache.path} lacks"
-    if len(graphs) == len(missing):
-        return f"{what}: run `vidgraph graphs --cache {cache.path}`"
-    if missing == ["track"]:
-        return f"{what}: run `vidgraph graphs --cache {cache.path} --tracks`, which links boxes"
-    labels = [name for name in missing if name in LABELS]
-    if labels:
-        return (
-            f"{what}: extract with a source of boxes that knows {' and '.join(labels)}, such as "
-            f"--proposals torchvision-detector, or annotations whose file has them"
-        )
-
-    keep = []
-    for name in cache[cache.groups[0]].fields:
-        if is_cut(name) or name in ("pooled", "tokens", "nodes", "boxes"):
-            keep.append(name)
-    for name in missing:
-        # Extraction stores scores and valid together with boxes.
-        if name in ("valid", "scores"):
-            keep.append("boxes")
-        elif name not in graphs:
-            keep.append(name)
-
-    if cache.can_grow:
-        stored = cache[cache.groups[0]].fields
-        names = [name for name in dict.fromkeys(keep) if name not in stored]
-        then = f", then `vidgraph graphs --cache {cache.path}`" if graphs else ""
-        return f"{what}: run `{cache.how_to_add(names)}`{then}"
-
-    place = f"--manifest {cache.manifest.path} --root {cache.manifest.root} --cache NEW"
-    command = f"vidgraph extract {place} --keep {','.join(dict.fromkeys(keep))}"
-    then = ", then `vidgraph graphs --cache NEW`" if graphs else ""
-    return (
-        f"{what}: run `{command}`, NEW being another folder, with the other options that "
-        f"{cache.path}/cache.json lists{then}"
-    )

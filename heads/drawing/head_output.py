@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heads.data.splits import fields_for, how_to_add
+from heads.data.missing_fields import how_to_add
+from heads.data.splits import fields_for
 from heads.drawing.backbone_output import BlockOutput, recorded_blocks
 from heads.evaluation.metrics import scores_of
 from heads.evaluation.one_structure import structure_named

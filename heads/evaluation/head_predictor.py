@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from heads.config.recipe import Recipe
 from heads.data.feature_store import FeatureStore, ReadRequest, shared_pass
-from heads.data.splits import SplitViews, fields_for, how_to_add
+from heads.data.missing_fields import how_to_add
+from heads.data.splits import SplitViews, fields_for
 from heads.evaluation.metrics import aggregate, confusion, scores_of, summarise
 from heads.interface.clips import MissingFields
 from heads.interface.loss import LossNotFinite, loss_of

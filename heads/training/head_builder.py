@@ -7,7 +7,8 @@ from torch import nn
 
 from heads.config.recipe import Recipe
 from heads.config.recipe_tables import Phase
-from heads.data.splits import SplitViews, how_to_add
+from heads.data.missing_fields import how_to_add
+from heads.data.splits import SplitViews
 from heads.evaluation.head_predictor import fields_of
 from heads.evaluation.view_check import check_cached_views
 from heads.interface.clips import MissingFields

@@ -86,7 +86,6 @@ class ExtractionPlan:
         clips: clips of the manifest.
         measured: how many of them were extracted for this plan.
         failed: the ids of those that failed.
-        failure: why the first of them did; "" if none failed.
         clip_seconds: per clip, in the steady state.
         start_seconds: until a machine has started.
         parts: seconds per clip of each part, such as "decode". Parts overlap.
@@ -97,12 +96,12 @@ class ExtractionPlan:
         shards: number of shards.
         per_shard: clips per shard, at most.
         device: the measured device, in words.
+        failure: why the first of `failed` did; "" if none did.
     """
 
     clips: int
     measured: int
     failed: tuple[str, ...]
-    failure: str
     clip_seconds: float
     start_seconds: float
     parts: dict[str, float]
@@ -113,6 +112,7 @@ class ExtractionPlan:
     shards: int
     per_shard: int
     device: str
+    failure: str = ""
 
     @property
     def fits(self) -> bool:

@@ -81,7 +81,7 @@ def write_dataset(
         )
     if missing and not allow_missing:
         about = about_missing(missing, len(data.entries), videos)
-        raise ManifestError(f"{about}; pass --allow-missing to leave them out")
+        raise ManifestError(f"{about}; pass --allow-missing to go on without")
 
     # The manifest comes first: it is the only step that can still refuse something.
     cells = _cells(data, rows)

@@ -273,7 +273,7 @@ def test_files_of_the_training_that_are_gone_or_others_are_refused_in_one_line(
     else:
         asked["seed"] = 1
         asked["backbone_options"] = {"width": 4}
-        match = "features of new videos would not be those .*: backbone_options"
+        match = "features of new videos would not be those .*: --set backbone_options.width=8 there"
     run_files.write_json(run / "run.json", record)
     with pytest.raises(ValueError, match=match) as error:
         predict_videos(run, [place / "manifest.csv"], options=HERE)

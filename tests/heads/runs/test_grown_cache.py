@@ -204,5 +204,5 @@ def test_an_export_says_which_clips_lack_its_views_and_what_adds_them(small, tmp
     said = []
     export(Cache(small), "npy", tmp_path / "out", views="test", say=said.append)
     (line,) = [line for line in said if line.startswith("split train")]
-    assert "2 clips have no test views" in line
+    assert "2 clips left out (no test views)" in line
     assert f"vidgraph extract --cache {small} --add views --views-for-all" in line

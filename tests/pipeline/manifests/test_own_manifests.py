@@ -105,7 +105,7 @@ def test_what_a_person_edited_is_kept(tmp_path):
     refused = run(*command)
     assert isinstance(refused.exception, ManifestError)
     assert "--force" in str(refused.exception)
-    assert "1 rows that this command would not write, and lacks 1" in str(refused.exception)
+    assert "1 row that this command would not write, and lacks 1" in str(refused.exception)
     assert out.read_text() == edited
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat", "dog", "m.csv"]
     assert run(*command, "--force").exit_code == 0
