@@ -234,10 +234,15 @@ def run(
     with stoppable(RESUME), ExitStack() as stack:
 
         def announce(todo: int, total: int):
-            if todo < total:
-                finished = f"{total - todo:,} of {counted(total, 'clip')}"
+            # A clip has several places in a cache that grew.
+            if total > len(manifest.clips):
+                if todo:
+                    lack = agree(todo, "lacks", "lack")
+                    say(f"adding what {counted(todo, 'clip')} {lack}", err=True)
+            elif 0 < todo < total:
                 verb = agree(total - todo, "is", "are")
-                say(f"resuming: {finished} {verb} in finished shards", err=True)
+                finished = f"{total - todo:,} of {counted(total, 'clip')} {verb}"
+                say(f"resuming: {finished} in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
         summary = extract(

@@ -154,8 +154,8 @@ def _print(plan, cache: Path) -> int:
     say(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
     if plan.failed:
         say(
-            f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}; the "
-            f"first: {plan.failure}); `vidgraph check` looks at all clips",
+            f"{len(plan.failed)} of the measured clips failed, {plan.failed[0]}: {plan.failure}; "
+            f"`vidgraph check` looks at all clips",
             err=True,
         )
     return 0 if plan.fits and not plan.failed else 3

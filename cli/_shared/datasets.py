@@ -31,7 +31,10 @@ def print_counts(manifest, details: bool = True) -> None:
         return
     if classes:
         (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
-        say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
+        if few == many:
+            say(f"  clips per class: {few:,}")
+        else:
+            say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
     unlabelled = sum(not clip.labels for clip in manifest.clips)
     if unlabelled:
         say(f"  without a label: {unlabelled:,}")

@@ -138,3 +138,16 @@ def test_a_damaged_list_is_said_and_found(place, capsys):
     capsys.readouterr()
     assert code_of("verify", "--cache", place / "cache", "--workers", "0") == 3
     assert f"{path}: changed since it was written; delete it" in capsys.readouterr().out
+
+
+def test_a_rerun_says_what_is_left_and_nothing_where_nothing_is(place, capsys):
+    """A clip that gets more views has two places in the cache, and is one clip all the same."""
+    capsys.readouterr()
+    assert extract(place, *SMALL, "--accept-failures") == 0
+    said = capsys.readouterr()
+    assert "every shard was complete already" in said.out
+    assert "resuming" not in said.err
+    assert extract(place, "--add", "views", "--train-views", "2", "--device", "cpu") == 0
+    said = capsys.readouterr()
+    assert "adding what 4 clips lack" in said.err
+    assert "resuming" not in said.err

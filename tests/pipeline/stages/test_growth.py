@@ -186,7 +186,7 @@ def test_a_clip_with_another_start_and_a_manifest_of_other_clips_are_refused(wor
 
 
 def test_another_value_is_refused_and_other_contents_are_not(world, plain):
-    with pytest.raises(CacheError, match="made: --seed 0; this command asks for: --seed 1"):
+    with pytest.raises(CacheError, match="options: --seed 0; this command asks for: --seed 1"):
         run(world, plain, config=replace(options_of(world), seed=1))
     assert run(world, plain, config=options_of(world, keep=("pooled",), train_views=1)).shards == 0
 
@@ -225,10 +225,10 @@ def test_a_cache_of_weights_from_a_file_is_compared_by_what_else_differs(world, 
     write_json(plain / "cache.json", record, "me")
     config = replace(options_of(world), weights="weights.pt")
     require_comparable(config, plain)
-    with pytest.raises(CacheError, match=r"made: --seed 0; this command asks for: --seed 1"):
+    with pytest.raises(CacheError, match=r"options: --seed 0; this command asks for: --seed 1"):
         require_comparable(replace(config, seed=1), plain)
     with pytest.raises(
-        CacheError, match=r"made: --weights 5c5c5c5c5c5c \(SHA-256\); .*none\. Point"
+        CacheError, match=r"options: --weights 5c5c5c5c5c5c \(SHA-256\); .*none\. Point"
     ):
         require_comparable(replace(config, weights="none"), plain)
 
