@@ -263,7 +263,7 @@ def write_rows(rows: list[dict], videos: Path, out: Path, add: bool, force: bool
         rows, force = added_rows(there, rows, out), True
         say(f"{out}: {counted(len(rows) - len(there.clips), 'new clip')}")
 
-    made = write_unless_edited(out, rows, force)
+    made = write_unless_edited(out, rows, force, may_add=True)
     print_counts(made)
     for line in absent_classes(made):
         say(f"  {line}", err=True)

@@ -144,8 +144,10 @@ def _common_name(folds: Sequence[RunGroup]) -> str:
         if len(set(characters)) > 1:
             break
         shared += characters[0]
-    shared = shared.rstrip("0123456789-_., =(")
-    shared = shared.removesuffix(f", {MANIFEST}").removesuffix("fold").removesuffix("split")
+    ending = "0123456789-_., =("
+    shared = shared.rstrip(ending).removesuffix("fold").removesuffix("split")
+    # What is left of "manifest=fold1.csv" names nothing.
+    shared = shared.rstrip(ending).removesuffix(f", {MANIFEST}")
     recipe = str(folds[0].settings.get("recipe.name") or folds[0].runs[0].recipe.get("name", "?"))
     return shared.rstrip("-_., =(") or recipe
 

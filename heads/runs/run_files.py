@@ -287,7 +287,7 @@ def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -
     if start:
         advice = f"choose another folder (--name) with {start}"
     else:
-        advice = "choose another folder, or start over with --no-resume"
+        advice = "choose another folder (--name), or start over with --no-resume"
     raise ValueError(f"{folder} holds another run ({'; '.join(shown)}{more}): {advice}")
 
 

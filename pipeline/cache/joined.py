@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.cache.fields import GROUPS, is_cut
 from pipeline.cache.folder import CacheError
-from pipeline.cache.identity import CONTENT_OF_SAMPLING, differing_keys, flat
+from pipeline.cache.identity import CONTENT_OF_SAMPLING, deciding, differing_keys, flat
 from pipeline.cache.reader import Cache, Group
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text import as_typed
@@ -76,8 +76,10 @@ def require_same_values(first: Cache, other: Cache) -> None:
     if first.fingerprint == other.fingerprint or first.config == other.config:
         return
     stored, found = flat(first.config), flat(other.config)
+    # Fields and numbers of views may differ; caches of format 1 have nothing else to name.
+    keys = differing_keys(flat(deciding(first.config)), flat(deciding(other.config)))
     differing = []
-    for key in differing_keys(stored, found):
+    for key in keys or differing_keys(stored, found):
         differing.append(f"{as_typed(stored, [key])} there, {as_typed(found, [key])} here")
     more = "; …" if len(differing) > MOST_NAMED else ""
     raise CacheError(

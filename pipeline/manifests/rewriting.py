@@ -90,7 +90,10 @@ def spelled_root(manifest: Manifest) -> str:
 
 
 def write_unless_edited(
-    path: str | Path, rows: Iterable[Mapping[str, object]], force: bool = False
+    path: str | Path,
+    rows: Iterable[Mapping[str, object]],
+    force: bool = False,
+    may_add: bool = False,
 ) -> Manifest:
     """Write a manifest, but keep a file that says something else.
 
@@ -98,6 +101,7 @@ def write_unless_edited(
         path: the CSV file.
         rows: as for `write_manifest`.
         force: replace any file.
+        may_add: whether the command has --add, for the message.
 
     Returns:
         The manifest as read back.
@@ -113,9 +117,10 @@ def write_unless_edited(
     try:
         write_manifest(draft, rows)
         if not filecmp.cmp(draft, path, shallow=False):
+            add = "--add keeps its rows and adds new clips; " if may_add else ""
             raise ManifestError(
-                f"{path}: {_difference(path, draft)}; it may have been edited. --force replaces "
-                f"it; or choose another --out"
+                f"{path}: {_difference(path, draft)}; it may have been edited. {add}--force "
+                f"replaces it; or choose another --out"
             )
     finally:
         draft.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ def test_caches_of_other_options_are_refused_with_what_differs(two, tmp_path):
     config = {"backbone": "resnet18", "sampling": {"train_views": 3}}
     other = Tiny(splits=FEW, prefix="c-", config=config).write(tmp_path).path
     with pytest.raises(
-        CacheError, match=r"--backbone digit_cnn there, --backbone resnet18 here; without --tr"
+        CacheError, match=r"--backbone digit_cnn there, --backbone resnet18 here\. Give one"
     ):
         open_caches([two[0], other])
 
