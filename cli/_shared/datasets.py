@@ -31,7 +31,9 @@ def print_counts(manifest, details: bool = True) -> None:
         return
     if classes:
         (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
-        if few == many:
+        if len(classes) == 1:
+            say(f"  clips per class: {few:,} ({least})")
+        elif few == many:
             say(f"  clips per class: {few:,}")
         else:
             say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")

@@ -29,10 +29,12 @@ def with_set_named(text: str, ctx: click.Context) -> str:
         text: the text.
         ctx: the context of the verb, or of the whole command.
     """
-    for key in ctx.meta.get(_KEPT, ()):
+    # A text that names the option already says it where it matters.
+    keys = () if "--set" in text else ctx.meta.get(_KEPT, ())
+    for key in keys:
         # A key without a dot may be any word: only at the beginning of a clause is it meant.
         end = r"(?![\w.])" if "." in key else r"(?=:)"
-        pattern = rf"(?<![\w.\-/])(?<!--set ){re.escape(key)}{end}"
-        if f"--set {key}" not in text:
-            text = re.sub(pattern, f"--set {key}", text, count=1)
+        # "no key train.lrr" is about the key itself.
+        pattern = rf"(?<![\w.\-/])(?<!key ){re.escape(key)}{end}"
+        text = re.sub(pattern, f"--set {key}", text, count=1)
     return text

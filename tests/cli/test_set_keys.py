@@ -24,6 +24,8 @@ def named(text: str, *keys: str) -> str:
         ("phases.a.train.lr: too high", ["train.lr"], "phases.a.train.lr: too high"),
         ("data.labels.csv: no such file", ["data.labels"], "data.labels.csv: no such file"),
         ("my/train.lr: gone", ["train.lr"], "my/train.lr: gone"),
+        ("no key train.lrr; did you mean lr?", ["train.lrr"], "no key train.lrr; did you mean lr?"),
+        ("train.lr: in [set] or --set", ["train.lr"], "train.lr: in [set] or --set"),
         # A key that is a word.
         ("m.csv: the seed differs", ["seed"], "m.csv: the seed differs"),
         ("seed: expected a number", ["seed"], "--set seed: expected a number"),
