@@ -13,6 +13,7 @@ import click
 
 import cli
 from cli._shared.caches import refuse_repeated_cache
+from cli._shared.set_keys import with_set_named
 from cli._shared.utf8 import ensure_utf8
 from pipeline.text.printable import guard_output
 from pipeline.text.suggestions import nearest
@@ -38,6 +39,15 @@ class Verbs(click.Group):
         if name not in _verbs():
             return None
         return importlib.import_module(f"cli.{name.replace('-', '_')}").command
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            text = with_set_named(str(error), ctx)
+            if text == str(error):
+                raise
+            raise ValueError(text) from error
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         name = args[0] if args else ""

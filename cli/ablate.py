@@ -14,6 +14,7 @@ from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost, set_option
 from cli._shared.progress import progress
 from cli._shared.say import say
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible_lines
 
 INTERVAL = 1.0  # seconds between two readings of the members' logs
@@ -132,7 +133,7 @@ def command(
 
         def announce(some) -> None:
             left = [one for one in some if one.result is None]
-            line, which = f"{plan.name}: {len(some)} members", "all"
+            line, which = f"{plan.name}: {counted(len(some), 'member')}", "all"
             if len(left) < len(some):
                 line += f", {len(some) - len(left)} of them finished before"
                 which = "those"
@@ -177,9 +178,7 @@ def _list_members(some) -> None:
 
 
 def _times(count: int) -> str:
-    if count == 1:
-        return "1 pass over the cache"
-    return f"{count} passes over the cache"
+    return f"{counted(count, 'pass', 'passes')} over the cache"
 
 
 def _places(given: dict, logs: Path):

@@ -15,6 +15,7 @@ from cli._shared.options import (
 )
 from cli._shared.progress import progress
 from cli._shared.say import say
+from pipeline.text.counted import counted
 
 SHOWN = 10  # findings printed; all of them are in the file
 
@@ -130,7 +131,8 @@ def _say(checked, out: Path) -> int:
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "nothing wrong"
     rate = checked.clips / max(checked.seconds, 1e-9)
     say(
-        f"{checked.clips:,} clips in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): {counts}; "
+        f"{counted(checked.clips, 'clip')} in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): "
+        f"{counts}; "
         f"listed in {out}"
     )
     return 3 if checked.findings else 0

@@ -16,6 +16,7 @@ import click
 from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, pick_device
 from cli._shared.say import console, say
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible
 
 if TYPE_CHECKING:
@@ -388,7 +389,8 @@ def _train(steps: Steps, out: Path, seeds: int, device: str, quick: bool) -> lis
     from pipeline.workers.cores import cores_here
     from pipeline.workers.decode_pool import WorkerPool
 
-    say(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
+    what = f"train {len(RECIPES)} heads with {counted(seeds, 'seed')} each"
+    say(f"{steps.title(what)} …")
     todo = []
     for name in RECIPES:
         for seed in range(seeds):

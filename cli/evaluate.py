@@ -10,6 +10,7 @@ from cli._shared.caches import caches_option
 from cli._shared.interrupt import stoppable
 from cli._shared.options import device_option, plugin_option, say_cost
 from cli._shared.say import say
+from pipeline.text.counted import counted
 
 # Option -> what it does in place of an evaluation, and the options that it would not hear.
 IN_PLACE = {
@@ -262,7 +263,10 @@ def _ensemble(runs, split, settings, into, submission) -> int:
         total.save(into, split)
     if submission is not None:
         count = submission.write(total.clips, total.classes, total.scores)
-        say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
+        say(
+            f"{submission.path}: {counted(count, 'video')} of split {split}, format "
+            f"{submission.format}"
+        )
     rows = {str(run): scores_of_run(run, split, settings).figures for run in runs}
     print_figures(f"split {split}, sum of scores", {**rows, "ensemble": total.figures}, "run")
     return 0

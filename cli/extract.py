@@ -18,6 +18,7 @@ from cli._shared.interrupt import stoppable
 from cli._shared.options import commas, pick_device, plugin_option, say_cost
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say, warn
+from pipeline.text.counted import agree, counted
 
 # The value of --accept-failures without a file; no file can have this name.
 EVERY_CLIP = "\0"
@@ -234,9 +235,15 @@ def run(
     with stoppable(RESUME), ExitStack() as stack:
 
         def announce(todo: int, total: int):
-            if todo < total:
-                finished = f"{total - todo:,} of {total:,} clips"
-                say(f"resuming: {finished} are in finished shards", err=True)
+            # A clip has several places in a cache that grew.
+            if total > len(manifest.clips):
+                if todo:
+                    lack = agree(todo, "lacks", "lack")
+                    say(f"adding what {counted(todo, 'clip')} {lack}", err=True)
+            elif 0 < todo < total:
+                verb = agree(total - todo, "is", "are")
+                finished = f"{total - todo:,} of {counted(total, 'clip')} {verb}"
+                say(f"resuming: {finished} in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
         summary = extract(
@@ -245,7 +252,7 @@ def run(
     rate = summary.clips / max(summary.seconds, 1e-9)
     if summary.shards:
         say(
-            f"{cache}: {summary.clips:,} clips, {summary.views:,} views in "
+            f"{cache}: {counted(summary.clips, 'clip')}, {counted(summary.views, 'view')} in "
             f"{summary.seconds:,.1f} s ({rate:.2f} clips/s)"
         )
         pace = describe_work(summary.work, summary.seconds)
@@ -256,8 +263,9 @@ def run(
     _report_boxes(summary.boxes)
     if summary.left:
         say(
-            f"{cache}: {summary.left:,} shards are left, because the time was up (--stop-after); "
-            f"the same command continues"
+            f"{cache}: {counted(summary.left, 'shard')} left, because the time was up "
+            "(--stop-after); the "
+            f" same command continues"
         )
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_removed(summary.removed, manifest.path, cache)
@@ -285,8 +293,10 @@ def _without_accepted(
     known = [one["clip"] for one in failures if one["clip"] in accepted]
     if known:
         say(
-            f"{len(known):,} of {clips:,} clips failed and are accepted ({_first(known)}): later "
-            f"commands leave them out; to retry them: {_repair(cache)} --accepted",
+            f"{len(known):,} of {counted(clips, 'clip')} failed and "
+            f"{agree(len(known), 'is', 'are')} accepted "
+            f"({_first(known)}): later commands leave {agree(len(known), 'it', 'them')} out; to "
+            f"retry: {_repair(cache)} --accepted",
             err=True,
         )
     return left
@@ -300,13 +310,25 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
     if not failures:
         return 0
 
+    failed = f"{len(failures):,} of {counted(clips, 'clip')} failed"
+    unlisted = sum(failure["error"] == "MissingBoxes" for failure in failures)
+    them = agree(len(failures), "it", "them")
     # A broken file fails again, however often it is read.
     if any(map(_is_worth_retrying, failures)):
-        retry = f"to retry them: {_repair(cache)}"
+        warn(f"{failed}; to retry {them}: {_repair(cache)}")
+    elif unlisted < len(failures):
+        files = agree(len(failures) - unlisted, "its file is", "their files are")
+        warn(f"{failed}; once {files} mended or replaced: {_repair(cache)}")
     else:
-        retry = f"once their files are mended or replaced: {_repair(cache)}"
-    warn(f"{len(failures):,} of {clips:,} clips failed; {retry}")
-    warn("to go on without them: the same command with --accept-failures")
+        warn(failed)
+    if unlisted:
+        warn(
+            f"the file of boxes does not list {agree(unlisted, 'one', f'{unlisted:,}')} of the "
+            f"clips: extract to another --cache with a file that does, with --set "
+            f"proposal_options.key=stem if it names videos, or with --set "
+            f"proposal_options.allow_missing=true to have no boxes there"
+        )
+    warn(f"to go on without {them}: the same command with --accept-failures")
     return 3
 
 
@@ -321,8 +343,9 @@ def _report_boxes(boxes: Mapping[str, int]) -> None:
         return
     views, steps = boxes["views"], boxes["steps"]
     say(
-        f"boxes: {boxes['empty_steps']:,} of {steps:,} steps and {boxes['empty_views']:,} of "
-        f"{views:,} views have none"
+        f"boxes: {boxes['empty_steps']:,} of {counted(steps, 'step')} and "
+        f"{boxes['empty_views']:,} of "
+        f"{counted(views, 'view')} have none"
     )
 
 
@@ -370,9 +393,9 @@ def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
 
 def _report_removed(clips: list[str], manifest: Path, cache: Path) -> None:
     if clips:
-        which = "1 clip" if len(clips) == 1 else f"{len(clips):,} clips"
         warn(
-            f"{which} of {cache} ({_first(clips)}) not in {manifest}: kept in the cache, but left "
+            f"{counted(len(clips), 'clip')} of {cache} ({_first(clips)}) not in {manifest}: "
+            "kept in the cache, but left "
             f"out of training from its own manifest"
         )
 

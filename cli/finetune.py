@@ -98,7 +98,9 @@ def _trained(function):
         ),
         click.option(
             "--train-from",
-            help="First stage or block that is trained; stem: all, none.  [default: the recipe's]",
+            help="The backbone is trained from this stage or block on, such as res4 or res4.3; "
+            "stem: all of the backbone; none: the head alone.  [default: the recipe's; none for a "
+            "recipe without phases]",
         ),
         click.option(
             "--frozen-bn/--train-bn",
@@ -143,6 +145,12 @@ def _trained(function):
     "--manifest",
     type=click.Path(path_type=Path),
     help="Labels and splits.  [default: the cache's copy]",
+)
+@click.option(
+    "--folds",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --study: train on every fold of a cross-validation, the manifests in this folder, "
+    "as `vidgraph manifest folds` writes them. The table is over the folds.",
 )
 @click.option(
     "--root",
@@ -194,9 +202,14 @@ def command(ctx, **given) -> int:
         raise click.UsageError("--list prints the members of a study: pass --study STUDY")
     if given["study"] is not None and _is_given(ctx, "seed"):
         raise click.UsageError("--seed: a study has its own seeds; change them in its file")
-    if given["cache"] is None and given["manifest"] is None:
+    if given["folds"] is not None and given["study"] is None:
+        raise click.UsageError("--folds trains the members of a study: pass --study STUDY")
+    if given["folds"] is not None and given["manifest"] is not None:
+        raise click.UsageError("--manifest and --folds: expected one of them, got both")
+    if given["cache"] is None and given["manifest"] is None and given["folds"] is None:
         raise click.UsageError(
-            "expected --cache, or --manifest and the options of `vidgraph extract`"
+            "expected --cache, or --manifest (with --study also --folds) and the options of "
+            "`vidgraph extract`"
         )
     if given["cache"] is not None:
         for parameter in ctx.command.params:
@@ -320,7 +333,9 @@ def _run_study(
         of_extraction: options of the extraction that the command line has.
     """
     from cli._shared.frames_study import run_study
+    from heads.training.folds import read_folds
 
+    folds = read_folds(given["folds"], given["root"]) if given["folds"] else {}
     alike = ("cache", "config", "manifest", "source_options")
     checked = {key: shared[key] for key in alike}
     more = {key: value for key, value in shared.items() if key not in alike}
@@ -334,6 +349,7 @@ def _run_study(
         given["only_list"],
         checked | {"phase": given["phase"], "frames": frames},
         more,
+        folds,
     )
 
 

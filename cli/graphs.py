@@ -9,6 +9,7 @@ from cli._shared.interrupt import stoppable
 from cli._shared.options import commas, device_option, pick_device
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say
+from pipeline.text.counted import agree, counted
 
 
 @click.command("graphs")
@@ -80,8 +81,9 @@ def command(
 
         def announce(todo: int, total: int):
             if todo < total:
-                skipped = f"{total - todo:,} of {total:,} views"
-                say(f"{skipped} are in shards whose graphs are up to date", err=True)
+                skipped = f"{total - todo:,} of {counted(total, 'view')}"
+                verb = agree(total - todo, "is", "are")
+                say(f"{skipped} {verb} in shards whose graphs are up to date", err=True)
             return stack.enter_context(progress("graphs", todo, "views"))
 
         written = build_graphs(
@@ -99,7 +101,7 @@ def command(
     views = sum(record["views"] for record in written)
     size = sum(record["bytes"] for record in written)
     say(
-        f"{cache}: graphs of {views:,} views in {len(written):,} shards written, "
+        f"{cache}: graphs of {counted(views, 'view')} in {counted(len(written), 'shard')} written, "
         f"{size / 1e6:,.1f} MB"
     )
     return 0

@@ -15,6 +15,7 @@ from cli._shared.interrupt import stoppable
 from cli._shared.options import FOLDER, pick_device, plugin_option, say_cost
 from cli._shared.progress import progress
 from cli._shared.say import console, say
+from pipeline.text.counted import counted
 
 
 @click.command("plan")
@@ -136,13 +137,14 @@ def _print(plan, cache: Path) -> int:
     output.print(workers)
     parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in plan.parts.items() if seconds)
     say(
-        f"measured {plan.measured:,} of {plan.clips:,} clips on {plan.device}: "
+        f"measured {plan.measured:,} of {counted(plan.clips, 'clip')} on {plan.device}: "
         f"{plan.clip_seconds:.3g} s a clip "
         f"({parts}; they overlap), {plan.start_seconds:.1f} s to start"
     )
 
     room = (
-        f"{_bytes(plan.bytes)} on the disk, in {plan.shards:,} shards of {plan.per_shard:,} clips"
+        f"{_bytes(plan.bytes)} on the disk, in {counted(plan.shards, 'shard')} of "
+        f"{counted(plan.per_shard, 'clip')}"
     )
     if plan.there:
         room += f", {_bytes(plan.there)} of it there already"
@@ -152,8 +154,8 @@ def _print(plan, cache: Path) -> int:
     say(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
     if plan.failed:
         say(
-            f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}): "
-            f"`vidgraph check`",
+            f"{len(plan.failed)} of the measured clips failed, {plan.failed[0]}: {plan.failure}; "
+            f"`vidgraph check` looks at all clips",
             err=True,
         )
     return 0 if plan.fits and not plan.failed else 3

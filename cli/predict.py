@@ -17,6 +17,7 @@ from cli._shared.options import (
 )
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say, to_json, warn
+from pipeline.text.counted import counted
 
 _FILE = click.Path(path_type=Path)
 ENDINGS = (".csv", ".json")
@@ -176,7 +177,7 @@ def _shown(name: str, score: float) -> str:
 def _print_end(answers, seconds: float, show: Path | None) -> None:
     """Print how many videos were answered, and how many of the labelled ones rightly."""
     asked, failed = len(answers.answers), len(answers.failures)
-    text = f"{asked - failed:,} of {asked:,} videos answered in {seconds:.1f} s"
+    text = f"{asked - failed:,} of {counted(asked, 'video')} answered in {seconds:.1f} s"
     labelled = [one for one in answers.answers if one.labels and one.scores is not None]
     if labelled and answers.target == "single":
         right = sum(one.top(1)[0][0] in one.labels for one in labelled)
@@ -185,7 +186,7 @@ def _print_end(answers, seconds: float, show: Path | None) -> None:
         text += f"; pictures in {show}"
     warn(text)
     if failed:
-        what = "1 video" if failed == 1 else f"{failed:,} videos"
+        what = counted(failed, "video")
         what += " could not be read"
         if any(one.failure.startswith("MissingBoxes") for one in answers.answers):
             what += (

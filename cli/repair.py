@@ -8,6 +8,7 @@ from cli._shared.interrupt import stoppable
 from cli._shared.options import FOLDER, device_option, plugin_option, time_limit_option
 from cli._shared.progress import say_aside
 from cli._shared.say import say
+from pipeline.text.counted import counted
 
 _FILE = click.Path(path_type=Path)
 
@@ -73,7 +74,7 @@ def command(
         features = found["features"]
         if features:
             listed = ", ".join(map(str, features))
-            say(f"{cache}: redoing {len(features)} shards: {listed}", err=True)
+            say(f"{cache}: redoing {counted(len(features), 'shard')}: {listed}", err=True)
             options = RunOptions(device=device, workers=workers, time_limit=time_limit)
             config, manifest, options = as_extracted(
                 cache, options, MovedFiles(root, weights, annotations, proposal_weights)
@@ -81,7 +82,7 @@ def command(
             code = run(config, manifest, cache, options, features, redo=True)
         for stage, shards in found.items():
             if shards and stage not in ("features", "graphs"):
-                say(f"{cache}: redoing {len(shards)} shards of {stage}", err=True)
+                say(f"{cache}: redoing {counted(len(shards), 'shard')} of {stage}", err=True)
                 options = RunOptions(device=device, workers=workers, time_limit=time_limit)
                 config, manifest, options = as_extracted(
                     cache, options, MovedFiles(root, weights, annotations, proposal_weights)
@@ -91,5 +92,5 @@ def command(
         # A cache that never had graphs gets none.
         if any((cache / "graphs").glob("*.h5")):
             written = redo_graphs(cache, found["graphs"], device=device, say=say_aside)
-            say(f"{cache}: graphs of {len(written)} shards computed again")
+            say(f"{cache}: graphs of {counted(len(written), 'shard')} computed again")
     return code

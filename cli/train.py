@@ -80,10 +80,10 @@ def command(
     """Train the head of RECIPE, and evaluate it on val and test.
 
     RECIPE is a TOML file, or the name of a recipe of the package. pool, roi_pool, mean_lstm, strg,
-    gos, dyreg, rstg and ean are for one's own videos, the others for the papers' tables. If it has
-    several phases, those that read the cache are trained one after the other; `--set
-    phases.NAME.train.lr=0.1` sets a key of one of them. A stopped run continues after its last
-    epoch. A finished run is read back.
+    gos, dyreg, rstg, ean, stin and stlt are for one's own videos, the others for the papers'
+    tables. If it has several phases, those that read the cache are trained one after the other;
+    `--set phases.NAME.train.lr=0.1` sets a key of one of them. A stopped run continues after its
+    last epoch. A finished run is read back.
     """
     from cli._shared.figures import duration, print_figures
     from heads.config.recipe import read_recipe

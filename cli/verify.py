@@ -7,6 +7,7 @@ import click
 from cli._shared.options import require_writable
 from cli._shared.progress import progress
 from cli._shared.say import console, say, to_json
+from pipeline.text.counted import counted
 
 
 @click.command("verify")
@@ -99,8 +100,6 @@ def _print_table(cache: Path, report) -> None:
     count = len(report.findings)
     if count == 0:
         ending = "nothing wrong"
-    elif count == 1:
-        ending = "1 finding"
     else:
-        ending = f"{count:,} findings"
+        ending = counted(count, "finding")
     say(f"{ending}; {report.seconds:,.1f} s, {rate:,.0f} MB/s")

@@ -40,6 +40,7 @@ from typing import Any
 from pipeline.encoder_names import is_encoder, without_folder
 from pipeline.files.regular_files import read_small
 from pipeline.text.printable import first_line, visible
+from pipeline.text.typed_options import short
 
 OPTION = "--plugin"  # gives a file again to a verb that reads a run or a cache
 MOST_SOURCE = 16 << 20  # bytes of a file of Python code
@@ -192,7 +193,8 @@ def take_over(files: Mapping[str, str]) -> None:
         if not found.endswith(checksum):
             raise ValueError(
                 f"{path}: another file than on the machine where the command was started: "
-                f"SHA-256 {_RECORDED.fullmatch(found)['sha256']} here, {checksum} there; "
+                f"SHA-256 {short(_RECORDED.fullmatch(found)['sha256'])} here, "
+                f"{short(checksum)} there; "
                 "let all machines read the same"
             )
 
@@ -330,12 +332,14 @@ def _file_of(kind: PluginKind, name: str) -> PluginFile:
     for given in _given.values():
         if given.path.name == Path(path).name:
             raise ValueError(
-                f"{kind.noun} {path}: its SHA-256 was {checksum} when it was recorded; "
-                f"{given.path} has {given.sha256}: it was changed since. Give the file as it was "
+                f"{kind.noun} {path}: its SHA-256 was {short(checksum)} when it was recorded; "
+                f"{given.path} has {short(given.sha256)}: it was changed since. Give the file "
+                "as it was "
                 f"with {OPTION}"
             )
     raise ValueError(
-        f"{kind.noun} {path}: a plug-in's file that only a record names (SHA-256 {checksum}) is "
+        f"{kind.noun} {path}: a plug-in's file that only a record names (SHA-256 "
+        f"{short(checksum)}) is "
         f"not executed; give the same file again with {OPTION} {path}"
     )
 

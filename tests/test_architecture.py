@@ -30,12 +30,12 @@ PIPELINE = {
     "box_files": {"files", "networks", "text"},
     "proposals": {"box_files", "files", "networks", "plugins", "regions", "text"},
     "workers": {"files", "text"},
-    "cache": {"files", "manifests", "plugins", "workers"},
+    "cache": {"files", "manifests", "plugins", "text", "workers"},
     "stages": {
         *("files", "text", "plugins", "views", "manifests", "video", "regions", "networks"),
         *("backbones", "proposals", "workers", "cache", "encoder_names"),
     },
-    "export": {"files", "manifests", "video", "cache"},
+    "export": {"files", "manifests", "text", "video", "cache"},
     "digits": {"files", "manifests", "video", "backbones", "workers", "cache"},
 }
 HEADS = {

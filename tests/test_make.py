@@ -1,11 +1,14 @@
 """The make targets run the stages, one after the other, on a handful of generated videos."""
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline.manifests.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 VENV = Path(sys.prefix)
@@ -50,6 +53,8 @@ def test_help_lists_every_target():
         ("train", "RECIPE"),
         ("ablate", "STUDY"),
         ("evaluate", "RUN"),
+        ("predict", "RUN"),
+        ("show", "CLIP"),
     ],
 )
 def test_a_variable_that_is_not_given_is_named(target, variable):
@@ -101,7 +106,29 @@ def test_the_stages_run_one_after_the_other(tmp_path):
     for target, variables in steps:
         done = make(target, **variables)
         assert done.returncode == 0, f"{target}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-    assert (runs / "demo_pool-seed0" / "metrics.json").exists()
+    run = runs / "demo_pool-seed0"
+    assert (run / "metrics.json").exists()
+
+    # What is asked of a trained head. Without CACHE the run's own is read.
+    video = sorted(videos.rglob("*.mp4"))[0]
+    listed = read_manifest(manifest)
+    clip = listed.clips[0].clip
+    answers, picture = tmp_path / "answers.csv", tmp_path / "clip.png"
+    asked = [
+        ("evaluate", {"RUN": run}, "test"),
+        ("predict", {"RUN": run, "VIDEOS": video, "ARGS": f"--out {answers}"}, "1 of 1 video"),
+        ("show", {"CLIP": clip, "CACHE": cache, "ARGS": f"--out {picture}"}, str(picture)),
+        ("ls", {"IN": tmp_path}, "my cache"),
+    ]
+    for target, variables, expected in asked:
+        done = make(target, **variables)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, f"{target}: {said[-2000:]}"
+        assert expected in said
+    with answers.open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["video"] == str(video)
+    assert picture.exists()
 
 
 def test_evaluate_takes_the_cache_of_the_run_unless_one_is_given():

@@ -7,6 +7,7 @@ import click
 
 from cli._shared.options import together
 from cli._shared.say import say
+from pipeline.text.counted import counted
 
 
 def print_counts(manifest, details: bool = True) -> None:
@@ -22,12 +23,20 @@ def print_counts(manifest, details: bool = True) -> None:
         classes.update(clip.labels)
 
     shares = ", ".join(f"{split} {splits[split]:,}" for split in ("train", "val", "test"))
-    say(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
+    say(
+        f"{manifest.path}: {counted(len(manifest.clips), 'clip')} ({shares}), "
+        f"{counted(len(classes), 'class', 'classes')}"
+    )
     if not details:
         return
     if classes:
         (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
-        say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
+        if len(classes) == 1:
+            say(f"  clips per class: {few:,} ({least})")
+        elif few == many:
+            say(f"  clips per class: {few:,}")
+        else:
+            say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
     unlabelled = sum(not clip.labels for clip in manifest.clips)
     if unlabelled:
         say(f"  without a label: {unlabelled:,}")

@@ -375,21 +375,12 @@ def _plain_config(given: dict):
 def _config_like(given: dict, named: set[str]):
     """The config of the cache that --like names, with the options of `named` replaced."""
     from pipeline.cache.reader import Cache
-    from pipeline.plugins import given_name
-    from pipeline.proposals import with_underscores
     from pipeline.stages.recorded import config_like, require_same_files
 
     cache = Cache(given["like"])
     config, _ = config_like(cache)
     replaced = _replaced_files(named, given["settings"])
     require_same_files(config, cache.config, cache.path, replaced)
-
-    # The options of one backbone, or of one source of boxes, mean nothing to another.
-    if "backbone" in named and given_name(given["backbone"]) != config.backbone:
-        config = replace(config, backbone_options={}, cut="", weights=given["weights"])
-    source = with_underscores(given_name(given["proposals"]))
-    if "proposals" in named and source != config.proposals:
-        config = replace(config, proposal_options={})
 
     resize = given.get("frame_resize") or _resize_of_cache(given) or config.resize
     return replace(with_named(config, given, named), resize=resize)
@@ -403,6 +394,16 @@ def with_named(config, given: dict, named: set[str]):
         given: the options, by name.
         named: those that count; the config's own stay for all others.
     """
+    from pipeline.plugins import given_name
+    from pipeline.proposals import with_underscores
+
+    # The options of one backbone, or of one source of boxes, mean nothing to another.
+    if "backbone" in named and given_name(given["backbone"]) != config.backbone:
+        config = replace(config, backbone_options={}, cut="", weights=given["weights"])
+    source = with_underscores(given_name(given["proposals"]))
+    if "proposals" in named and source != config.proposals:
+        config = replace(config, proposal_options={})
+
     views = {key: given[key] for key in SAMPLING if key in named}
     if "test_crops" in named:
         views["test_crops"] = _crops(given["test_crops"])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from cli._shared.say import console
+from pipeline.text.counted import counted
 
 NAMES = {
     "top1": "top-1 %",
@@ -84,7 +85,7 @@ def duration(result) -> str:
     Args:
         result: `heads.training.study.Result`.
     """
-    epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs:,} epochs"
+    epochs = counted(result.epochs, "epoch")
     share = 100 * result.waiting / max(result.seconds, 1e-9)
     return f"{epochs} in {result.seconds:.1f} s, {share:.1f} % of it waiting for data"
 

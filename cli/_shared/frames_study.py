@@ -1,14 +1,18 @@
 """`vidgraph finetune --study`: the members of a study, trained from frames."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli._shared.extraction import SAMPLING
 from cli._shared.say import say
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible_lines
+
+if TYPE_CHECKING:
+    from pipeline.manifests.manifest import Manifest
 
 # Options of the command line whose key in a study's table [extract] has another name.
 KEY_OF = {
@@ -30,6 +34,7 @@ def run_study(
     only_list: bool,
     checked: dict[str, Any],
     more: dict[str, Any],
+    folds: "Mapping[str, Manifest]",
 ) -> int:
     """Train a study from frames, or list its members.
 
@@ -43,6 +48,7 @@ def run_study(
         only_list: train nothing.
         checked: arguments that `rows_from_frames` and `finetune_study` share.
         more: further arguments of `finetune_study`.
+        folds: name of a fold -> its manifest, in place of the manifest in `checked`; {} for none.
 
     Returns:
         The exit code.
@@ -52,6 +58,7 @@ def run_study(
     """
     from heads.config.study_file import read_study
     from heads.finetuning.finetune_study import finetune_study
+    from heads.finetuning.study_folds import finetune_folds
     from heads.finetuning.study_rows import rows_from_frames
 
     as_keys = {f"extract.{key}": value for key, value in extraction.items()}
@@ -69,16 +76,28 @@ def run_study(
 
     def announce(rows) -> None:
         count = len(rows) * len(plan.seeds)
-        say(f"{plan.name}: {len(rows)} rows, {count} members, one after another")
+        say(
+            f"{plan.name}: {counted(len(rows), 'row')}, {counted(count, 'member')}, one after "
+            "another"
+        )
         for one in rows:
             cost = "" if one.macs is None else f", {one.macs / 1e9:.3g} GMACs a view"
             say(f"  {one.row.name}: phase {one.phase.name}{cost}")
 
-    if only_list:
-        announce(rows_from_frames(plan, **checked))
-        return 0
     folder = runs / (folder_name or plan.name)
-    outcome = finetune_study(plan, folder, before=announce, **checked, **more)
+    if folds:
+        del checked["manifest"]
+    if only_list:
+        for fold, manifest in folds.items():
+            say(f"{fold}: {manifest.path}")
+            announce(rows_from_frames(plan, manifest=manifest, **checked))
+        if not folds:
+            announce(rows_from_frames(plan, **checked))
+        return 0
+    if folds:
+        outcome = finetune_folds(plan, folder, folds, before=announce, **checked, **more)
+    else:
+        outcome = finetune_study(plan, folder, before=announce, **checked, **more)
     # Not `say`, which turns line ends into escapes.
     click.echo(f"\n{visible_lines(outcome.table.text())}\n")
     undecoded = 0
@@ -86,7 +105,7 @@ def run_study(
         for result in row.results.values():
             undecoded += result.undecoded
     say(
-        f"{outcome.before} members finished before; {outcome.seconds:.1f} s; {folder}: "
+        f"{counted(outcome.before, 'member')} finished before; {outcome.seconds:.1f} s; {folder}: "
         f"results.txt, results.csv, results.json"
     )
     return 3 if outcome.failed or undecoded else 0

@@ -48,6 +48,10 @@ def added_to(given: dict, options) -> tuple:
         )
 
     files = {name: given[name] for name in MOVABLE if name in explicit}
+    # Files of another source of boxes are its own, and were never elsewhere.
+    if "proposals" in explicit:
+        for name in ("annotations", "proposal_weights"):
+            files.pop(name, None)
     if given["manifest"] is None:
         files["root"] = given["root"]
     moved = MovedFiles(**files)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cli._shared.say import warn
+from cli._shared.set_keys import keep_set_keys
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MOST_SHARDS = 10_000_000  # a larger number in --shard is a typing error
@@ -33,6 +34,7 @@ def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
         if not equals or not key.strip():
             raise click.BadParameter(f"expected key=value, got {text!r}", ctx, param)
         found[key.strip()] = toml_value(value.strip())
+    keep_set_keys(ctx, found)
     return found
 
 

@@ -8,6 +8,7 @@ from cli._shared.datasets import print_counts
 from cli._shared.options import FOLDER, time_limit_option, together
 from cli._shared.progress import progress
 from cli._shared.say import say
+from pipeline.text.counted import counted
 
 MOST_SHOWN = 10  # videos that cannot be opened, by name
 
@@ -215,7 +216,7 @@ def windows(
     for name, reason in found.failures[:MOST_SHOWN]:
         say(f"{name}: {reason}", err=True)
     if found.failures:
-        say(f"{len(found.failures):,} of {len(clips):,} videos cannot be opened", err=True)
+        say(f"{len(found.failures):,} of {counted(len(clips), 'video')} cannot be opened", err=True)
 
     rows = []
     for clip, name, start, end in found.rows:
@@ -260,9 +261,9 @@ def write_rows(rows: list[dict], videos: Path, out: Path, add: bool, force: bool
     if add and out.exists():
         there = read_manifest(out)
         rows, force = added_rows(there, rows, out), True
-        say(f"{out}: {len(rows) - len(there.clips):,} new clips")
+        say(f"{out}: {counted(len(rows) - len(there.clips), 'new clip')}")
 
-    made = write_unless_edited(out, rows, force)
+    made = write_unless_edited(out, rows, force, may_add=True)
     print_counts(made)
     for line in absent_classes(made):
         say(f"  {line}", err=True)

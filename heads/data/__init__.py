@@ -3,8 +3,8 @@
 This room may import from `heads.interface` and `heads.config`.
 
     classes        the classes that a recipe trains
-    missing_fields what to do where a cache lacks what a head reads
     splits         which cached views a split has, and their order in an epoch
+    missing_fields what to do where a cache lacks what a head reads: commands that work
     feature_store  the features in memory, or read on demand; one pass for many readers
     device_lane    batches on their way to a GPU, while it computes
     view_dataset   the views of a split as a torch Dataset

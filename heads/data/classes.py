@@ -11,6 +11,7 @@ from heads.config.recipe_tables import DataOptions
 from pipeline.manifests.labels import about_withheld, label_ids, withheld
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text import text_files
+from pipeline.text.counted import counted
 from pipeline.text.suggestions import nearest
 
 # Larger numbers are no class ids: listing the classes up to them would fill the memory.
@@ -125,7 +126,8 @@ def _subset(classes: tuple[str, ...], data: DataOptions) -> tuple[str, ...]:
     """Return the classes that `data` keeps, in the order of their ids."""
     if data.first_labels > len(classes):
         raise ValueError(
-            f"data.first_labels: expected at most the {len(classes)} classes, got "
+            f"data.first_labels: expected at most the "
+            f"{counted(len(classes), 'class', 'classes')}, got "
             f"{data.first_labels}"
         )
     for name in data.labels:

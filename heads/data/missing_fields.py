@@ -1,6 +1,7 @@
-"""What to do where a cache lacks fields that a head needs."""
+"""What to do where a cache lacks fields that a head reads: commands that work."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,22 +34,19 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
             break
     graphs = [name for name in missing if name in FIELDS and FIELDS[name].stage == "graphs"]
     what = f"head {head} needs {', '.join(missing)}, which {cache.path} lacks"
+    stored = cache[cache.groups[0]].fields
     if len(graphs) == len(missing):
         return f"{what}: run `vidgraph graphs --cache {cache.path}`"
     if missing == ["track"]:
-        return f"{what}: run `vidgraph graphs --cache {cache.path} --tracks`, which links boxes"
+        return f"{what}: run `{_link(str(cache.path), stored)}`, which links boxes"
     unknown = _unknown_cuts(cache, missing)
     if unknown:
         return f"{what}: {_other_cut(cache, unknown)}"
-    labels = [name for name in missing if name in LABELS]
-    if labels:
-        return (
-            f"{what}: extract with a source of boxes that knows {' and '.join(labels)}, such as "
-            f"--proposals torchvision-detector, or annotations whose file has them"
-        )
+    if any(name in LABELS for name in missing):
+        return f"{what}: {_how_to_add_labels(cache, missing)}"
 
     keep = []
-    for name in cache[cache.groups[0]].fields:
+    for name in stored:
         if is_cut(name) or name in ("pooled", "tokens", "nodes", "boxes"):
             keep.append(name)
     for name in missing:
@@ -59,18 +57,56 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
             keep.append(name)
 
     if cache.can_grow:
-        stored = cache[cache.groups[0]].fields
         names = [name for name in dict.fromkeys(keep) if name not in stored]
         then = f", then `vidgraph graphs --cache {cache.path}`" if graphs else ""
         return f"{what}: run `{cache.how_to_add(names)}`{then}"
 
-    place = f"--manifest {cache.manifest.path} --root {cache.manifest.root} --cache NEW"
+    place = f"{_place_of(cache)} --cache NEW"
     command = f"vidgraph extract {place} --keep {','.join(dict.fromkeys(keep))}"
     then = ", then `vidgraph graphs --cache NEW`" if graphs else ""
     return (
         f"{what}: run `{command}`, NEW being another folder, with the other options that "
         f"{cache.path}/cache.json lists{then}"
     )
+
+
+def _how_to_add_labels(cache: "Cache", missing: Sequence[str]) -> str:
+    """The commands that give a cache classes and tracks of boxes.
+
+    Boxes have the names that their source gave them. So a cache that has boxes needs another one
+    beside it; to a cache without boxes they are added.
+    """
+    fields = set(cache[cache.groups[0]].fields)
+    if cache.can_grow and "boxes" not in fields:
+        # Nodes bring boxes along. Linked boxes are compared by them.
+        where, linked = f"--cache {quote(str(cache.path))} --add nodes", str(cache.path)
+        fields.add("nodes")
+    else:
+        like = f" --like {quote(str(cache.path))}" if cache.can_grow else ""
+        where, linked = f"{_place_of(cache)} --cache NEW{like}", "NEW"
+    commands = f"run `vidgraph extract {where} --proposals torchvision-detector`"
+    if "track" not in fields:
+        commands += f", then `{_link(linked, fields)}`"
+    # Linking boxes needs no classes.
+    if "box_class" in missing:
+        commands += (
+            "; a file of boxes with classes does, too (--proposals annotations --annotations "
+            "FILE); without classes: --set head.classes=none"
+        )
+    return commands
+
+
+def _link(cache: str, fields: Collection[str]) -> str:
+    """The command that links the boxes of a cache with these fields."""
+    # Graphs of neighbours compare nodes.
+    which = "" if "nodes" in fields else " --which iou"
+    return f"vidgraph graphs --cache {quote(cache)} --tracks{which}"
+
+
+def _place_of(cache: "Cache") -> str:
+    """The options of a command that extracts the clips of a cache again."""
+    manifest = quote(str(cache.manifest.path))
+    return f"--manifest {manifest} --root {quote(str(cache.manifest.root))}"
 
 
 def _backbone_of(cache: "Cache") -> "Backbone | None":

@@ -20,6 +20,7 @@ from pipeline.cache.joined import caches_of
 from pipeline.manifests.folds import FOLD
 from pipeline.manifests.labels import withheld
 from pipeline.manifests.manifest import Clip, Manifest
+from pipeline.text.counted import agree, counted
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -158,9 +159,11 @@ def split_views(
         elif clip.clip not in rows_of:
             failed.append(clip.clip)
     if not extracted:
-        why = f"{len(failed)} failed, {len(absent)} are not in the cache"
+        why = f"{len(failed)} failed, {len(absent)} not in the cache"
         raise ValueError(
-            f"{cache.path}: no {group} view of the {len(wanted)} clips of split {split!r} ({why})"
+            f"{cache.path}: no {group} view of the {counted(len(wanted), 'clip')} of split "
+            f"{split!r} "
+            f"({why})"
         )
 
     subset = bool(data.labels or data.first_labels)
@@ -176,8 +179,8 @@ def split_views(
     kept = [extracted[number] for number in place]
     if not kept:
         raise ValueError(
-            f"{manifest.path}: no clip of split {split!r} has one of the {len(classes)} labels "
-            f"that are kept"
+            f"{manifest.path}: no clip of split {split!r} has a label that is kept "
+            f"({counted(len(classes), 'label')})"
         )
 
     rows = np.full((len(kept), max(len(rows_of[clip.clip]) for clip in kept)), -1)
@@ -222,9 +225,10 @@ def _refuse_without_views(
             command += " --views-for-all"
         elif manifest.sha256 not in (part.stored.sha256, cache.manifest.sha256):
             command += f" --manifest {quote(str(manifest.path))}"
+        which = lacking[0] if len(lacking) == 1 else f"such as {lacking[0]}"
         raise ValueError(
-            f"{part.path}: {len(lacking):,} clips of split {split!r} (such as {lacking[0]}) have "
-            f"no {group} views; run `{command}`"
+            f"{part.path}: {counted(len(lacking), 'clip')} of split {split!r} ({which}) "
+            f"{agree(len(lacking), 'has', 'have')} no {group} views; run `{command}`"
         )
 
 
@@ -267,7 +271,8 @@ def _targets(
             for label in clip.labels:
                 if label not in ids:
                     raise ValueError(
-                        f"clip {clip.clip}: label {label!r} is none of the {len(ids)} classes; "
+                        f"clip {clip.clip}: label {label!r} is none of the "
+                        f"{counted(len(ids), 'class', 'classes')}; "
                         f"{nearest(label, ids)}"
                     )
 
@@ -332,17 +337,18 @@ def print_excluded(part: SplitViews, say: Callable[[str], None]) -> None:
         say: prints one line for a person.
     """
     excluded = {
-        "failed at extraction": part.failed,
-        "are not in the cache": part.absent,
-        "have other labels than those that are kept": part.others,
+        ("failed", "failed", "at extraction"): part.failed,
+        ("is", "are", "not in the cache"): part.absent,
+        ("has", "have", "other labels than those that are kept"): part.others,
     }
     total = len(part) + sum(len(clips) for clips in excluded.values())
-    for reason, clips in excluded.items():
+    for (one, many, what), clips in excluded.items():
         if clips:
+            reason = f"{agree(len(clips), one, many)} {what}"
             more = ", …" if len(clips) > 5 else ""
             say(
-                f"split {part.split}: {len(clips):,} of {total:,} clips {reason} and are left "
-                f"out: {', '.join(clips[:5])}{more}"
+                f"split {part.split}: {len(clips):,} of {counted(total, 'clip')} {reason} and "
+                f"{agree(len(clips), 'is', 'are')} left out: {', '.join(clips[:5])}{more}"
             )
 
 

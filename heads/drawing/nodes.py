@@ -11,6 +11,7 @@ from heads.drawing.canvas import CHOSEN, GREY, Canvas, Colour, FrameRect, colour
 from heads.drawing.sections import LABELLED, Node, Strip, box_tag, compact
 from heads.drawing.source import ViewContent
 from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
+from pipeline.text.counted import counted
 
 
 def nearest(view: ViewContent, node: Node) -> Strip:
@@ -122,7 +123,7 @@ def similar(view: ViewContent, node: Node, most: int) -> Strip:
 
     # Padded boxes fill the list where there are fewer real nodes than asked for.
     count = min(most, int(view.valid.sum()) - 1)
-    title = f"{count} nodes most similar to node {_name(node)}"
+    title = f"{counted(count, 'node')} most similar to node {_name(node)}"
     features = Likeness(view, node)
     note = f"rank: {features.words}; ranked by inner product. {features.about}"
     return _ranked(view, node, index[:count], value[:count], title, note, features)

@@ -17,6 +17,7 @@ from heads.drawing.canvas import (
 )
 from heads.drawing.head_output import HeadResult
 from heads.drawing.source import ViewContent
+from pipeline.text.counted import counted
 
 RIGHT, WRONG = (20, 130, 70), (190, 30, 45)
 
@@ -74,7 +75,7 @@ def caption_lines(
 
 def _sizes(view: ViewContent) -> str:
     """Steps, frames, crop and mirroring of a view, in words."""
-    text = f"{len(view.steps)} steps of {len(view.images)} frames"
+    text = f"{counted(len(view.steps), 'step')} of {counted(len(view.images), 'frame')}"
     if "crop" in view.fields:
         x, y, width, height, full_width, full_height = view.fields["crop"].tolist()
         text += f"; {width:.0f}x{height:.0f} pixels at ({x:.0f},{y:.0f})"

@@ -23,6 +23,7 @@ from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, refuse_if_busy
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
+from pipeline.text.counted import counted
 from pipeline.text.printable import write_table
 from pipeline.workers.completion import version_of
 
@@ -159,7 +160,10 @@ def write_submission(
         return
     scores = compute_figures(predictions, part, recipe)[1]
     count = submission.write(part.clips, classes, scores)
-    say(f"{submission.path}: {count:,} videos of split {part.split}, format {submission.format}")
+    say(
+        f"{submission.path}: {counted(count, 'video')} of split {part.split}, format "
+        f"{submission.format}"
+    )
 
 
 def write_rows(path: Path, rows: Iterable[Sequence]) -> None:

@@ -13,6 +13,7 @@ from heads.runs.manifest_record import (
     seen_in_training,
     split_sha256,
 )
+from pipeline.text.counted import agree, counted
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -112,7 +113,8 @@ def _manifest_for(
         count = seen_in_training(trained_with, given, split)
         if count:
             say(
-                f"{count:,} clips of split {split} are among those that the run was trained on: "
+                f"{counted(count, 'clip')} of split {split} {agree(count, 'is', 'are')} among "
+                "those that the run was trained on: "
                 f"its figures will be too high"
             )
     checksum = split_sha256(current, split)

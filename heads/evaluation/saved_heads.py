@@ -18,10 +18,12 @@ from heads.runs import run_files
 from heads.runs.head_versions import refuse_changed_head
 from heads.runs.start_weights import default_checkpoint
 from heads.zoo import build_head
+from pipeline.cache.identity import differing_keys, flat
 from pipeline.cache.joined import open_caches
 from pipeline.cache.reader import Cache
 from pipeline.files.atomic_files import sha256_of
 from pipeline.manifests.manifest import Manifest
+from pipeline.text import as_typed
 
 # The keys of a cache's configuration that say which views and fields it has and how they were
 # stored. A run may be evaluated on a cache that differs in these alone: the rest decides what the
@@ -349,11 +351,12 @@ def feature_differences(
     for name in OF_LABELS:
         if name not in config or name not in other:
             keys.discard(name)
+    keys -= set(ignored)
+    there = flat({key: value for key, value in config.items() if key in keys})
+    here = flat({key: value for key, value in other.items() if key in keys})
     differing = []
-    for key in sorted(keys - set(ignored)):
-        there, here = config.get(key), other.get(key)
-        if there != here:
-            differing.append(f"{key} {there!r} there, {here!r} here")
+    for key in differing_keys(there, here):
+        differing.append(f"{as_typed(there, [key])} there, {as_typed(here, [key])} here")
     return differing
 
 

@@ -12,6 +12,7 @@ _HOMES = {
     "JointNetwork": "joint_network",
     "SourceOptions": "finetune",
     "VideoViews": "video_views",
+    "finetune_folds": "study_folds",
     "finetune_study": "finetune_study",
     "frames_phase": "finetune",
     "joint_dims": "joint_network",

@@ -8,6 +8,7 @@ import torch
 from heads.data.splits import SplitViews
 from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips, clips_of
+from pipeline.text.counted import agree, counted
 
 if TYPE_CHECKING:
     from heads.finetuning.video_views import VideoViews
@@ -91,7 +92,8 @@ def check_agreement(
             "this comparison"
         )
     return (
-        f"logits from the frames equal the cached ones: {len(rows)} views differ by at most "
+        f"logits from the frames equal the cached ones: {counted(len(rows), 'view')} "
+        f"{agree(len(rows), 'differs', 'differ')} by at most "
         f"{difference:.1e} of the largest"
     )
 

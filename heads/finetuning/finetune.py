@@ -389,6 +389,11 @@ class _Setup:
     ) -> None:
         """Load the start weights, then compare frames and cache; before the first mini-batch."""
         other_backbone = False
+        if self.phase.name == PLAIN and self.phase.frames.train_from == "none":
+            say(
+                f"the backbone stays frozen; --train-from {network.backbone.last} trains its last "
+                f"stage, --train-from stem all of it"
+            )
         path = self.check_start(start, folder)
         if path is None:
             self._say_random(say)

@@ -18,6 +18,7 @@ from heads.finetuning.frame_training import FrameSource
 from heads.finetuning.joint_network import JointNetwork
 from heads.interface.loss import LossNotFinite, loss_of
 from pipeline.networks.precision import autocast
+from pipeline.text.counted import counted
 
 # Views of a split that are tried, until one can be decoded.
 CHECKED = 8
@@ -66,7 +67,8 @@ class FramePredictor:
             )
         if not decoded.any():
             raise ValueError(
-                f"split {split}: none of its {len(part)} clips can be decoded; run `vidgraph check`"
+                f"split {split}: none of its {counted(len(part), 'clip')} can be decoded; run "
+                "`vidgraph check`"
             )
 
         # A video that lacks one of its views is left out as a whole.

@@ -307,8 +307,8 @@ def first_unit(backbone: Backbone, train_from: str) -> int | None:
     blocks = [cut for cut in backbone.cuts() if "." in cut]
     example = blocks[0] if blocks else backbone.last
     raise ValueError(
-        f"train_from {train_from!r}: expected one of {', '.join(stages)}, or a block of "
-        f"{backbone.name} such as {example}"
+        f"train_from {train_from!r} (--train-from): expected one of {', '.join(stages)}, or a "
+        f"block of {backbone.name} such as {example}; stem trains all of the backbone"
     )
 
 

@@ -1,4 +1,4 @@
-"""The clips that a run from frames cannot decode."""
+"""The clips whose frames or boxes a run from frames cannot read."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,7 +7,7 @@ from pipeline.workers.waiting import PrintLine
 
 
 class MissingClips:
-    """Split -> the clips that cannot be decoded; each is reported once.
+    """Split -> the clips that cannot be read; each is reported once.
 
     Args:
         say: prints a line.
@@ -25,8 +25,8 @@ class MissingClips:
         for clip in sorted(set(clips) - self.of[split]):
             self.of[split].add(clip)
             self.say(
-                f"split {split}: clip {clip} cannot be decoded and is left out; `vidgraph check` "
-                "says why"
+                f"split {split}: clip {clip} cannot be read and is left out; `vidgraph check` "
+                "(with --annotations where boxes come from a file) says why"
             )
 
     def state(self) -> dict[str, list[str]]:

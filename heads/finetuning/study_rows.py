@@ -25,6 +25,7 @@ from pipeline.manifests.manifest import Manifest
 from pipeline.stages.config import ExtractConfig, with_settings
 from pipeline.stages.repair import as_extracted
 from pipeline.stages.shard_composer import RunOptions
+from pipeline.text.counted import counted
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -107,7 +108,7 @@ def rows_from_frames(
         message = problems[0]
         if len(problems) > 1:
             rest = len(problems) - 1
-            message += f" ({rest} more of {len(plan.rows)} rows cannot be trained)"
+            message += f" ({rest} more of {counted(len(plan.rows), 'row')} cannot be trained)"
         raise ValueError(message)
     return rows
 

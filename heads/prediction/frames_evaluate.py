@@ -35,6 +35,7 @@ from pipeline.cache.reader import Cache
 from pipeline.files.scratch import scratch_folder
 from pipeline.manifests.manifest import Clip, Manifest, ManifestError, read_manifest
 from pipeline.stages.jobs import Advance, RunOptions
+from pipeline.text.counted import agree, counted
 
 # Failed clips that are named.
 NAMED = 5
@@ -105,8 +106,8 @@ def evaluate_from_frames(
         more = ", …" if len(lost) > NAMED else ""
         names = ", ".join(lost[:NAMED])
         say(
-            f"split {split}: {len(lost):,} of {len(clips):,} clips cannot be read and are left "
-            f"out: {names}{more}"
+            f"split {split}: {len(lost):,} of {counted(len(clips), 'clip')} cannot be read and "
+            f"{agree(len(lost), 'is', 'are')} left out: {names}{more}"
         )
     written = {
         "checkpoint": run.saved.checkpoint,
@@ -188,7 +189,8 @@ def _gathered(
             tables[name][at] = values
     if not read.any():
         raise ValueError(
-            f"split {part.split}: none of its {len(part)} clips can be read; run `vidgraph check`"
+            f"split {part.split}: none of its {counted(len(part), 'clip')} can be read; run "
+            "`vidgraph check`"
         )
 
     kept = np.repeat(read, per_clip)

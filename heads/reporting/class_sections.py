@@ -22,6 +22,7 @@ from heads.reporting.groups import RunGroup
 from heads.reporting.plots import COLOURS, REST, bars, matrix, shares
 from heads.zoo import head_options
 from pipeline.plugins import HEAD, own_names
+from pipeline.text.counted import agree, counted
 
 # Gains that are drawn, and as many losses.
 MOST_BARS = 10
@@ -96,10 +97,11 @@ def _gains(pair: tuple[RunGroup, RunGroup], classes: Sequence[str], what: str) -
             alt = f"Classes that {verb} most with {one.name} over {other.name}, in points"
             rows = [(classes[k], float(gain[k])) for k in drawn[:MOST_BARS]]
             panels.append(Panel(name, bars(rows, alt), alt))
+    gain, lose = agree(len(gaining), "gains", "gain"), agree(len(losing), "loses", "lose")
     caption = (
         f"{what.capitalize()} of {one.name} minus that of {other.name}, in points: {len(gaining)} "
-        f"of {len(ordered)} classes gain, {len(losing)} lose. The {MOST_BARS} largest of each are "
-        "drawn."
+        f"of {counted(len(ordered), 'class', 'classes')} {gain}, {len(losing)} {lose}. The "
+        f"{MOST_BARS} largest of each are drawn."
     )
     return Figure(caption, tuple(panels))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from heads.reporting.document import Block, Column, Spread, Table, Text, long_table
 from heads.reporting.groups import MANIFEST, RunGroup, differences, setting_text, spread_of
 from heads.reporting.predictions import main_figure
+from pipeline.text.counted import counted
 
 # A table with a column for each setting has at most so many; one with a column for each row of the
 # study, at most that many.
@@ -42,11 +43,13 @@ def heading_of(group: RunGroup, split: str) -> str:
         text = f"Videos of {split} that the runs do not record"
     else:
         record = _split_record(group, split)
-        total = f" of {record['clips']:,}" if record and record["clips"] != videos else ""
-        text = f"{videos:,}{total} videos of {split}"
+        text = counted(videos, "video")
+        if record and record["clips"] != videos:
+            text = f"{videos:,} of {counted(record['clips'], 'video')}"
+        text += f" of {split}"
     if MANIFEST in group.settings:
         text += f" of {setting_text(group.settings[MANIFEST])}"
-    text += f", {len(group.runs[0].about['classes']):,} classes"
+    text += f", {counted(len(group.runs[0].about['classes']), 'class', 'classes')}"
     if group.settings.get("recipe.data.target") == "multi":
         text += ", several labels a video"
     return text
@@ -141,8 +144,10 @@ def _common_name(folds: Sequence[RunGroup]) -> str:
         if len(set(characters)) > 1:
             break
         shared += characters[0]
-    shared = shared.rstrip("0123456789-_., =(")
-    shared = shared.removesuffix(f", {MANIFEST}").removesuffix("fold").removesuffix("split")
+    ending = "0123456789-_., =("
+    shared = shared.rstrip(ending).removesuffix("fold").removesuffix("split")
+    # What is left of "manifest=fold1.csv" names nothing.
+    shared = shared.rstrip(ending).removesuffix(f", {MANIFEST}")
     recipe = str(folds[0].settings.get("recipe.name") or folds[0].runs[0].recipe.get("name", "?"))
     return shared.rstrip("-_., =(") or recipe
 

@@ -314,7 +314,9 @@ def _make_names_unique(groups: Sequence[RunGroup]) -> None:
     """Add what groups of one name differ in: settings, else their parent folders, else a number."""
     if len(groups) < 2:
         return
-    keys = differences(groups)[:MOST_SETTINGS]
+    keys = differences(groups)
+    # Fields of a cache beside those that a head reads change nothing, and make long names.
+    keys = [key for key in keys if key != "config.keep"][:MOST_SETTINGS] or keys[:MOST_SETTINGS]
     parents = [group.runs[0].folder.resolve().parent.name for group in groups]
     for number, group in enumerate(groups, 1):
         parts = []

@@ -23,6 +23,7 @@ from heads.reporting.document import (
 )
 from heads.reporting.escaping import as_markdown, cell_text
 from heads.reporting.plots import standalone
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible_lines, write_table
 
 # Rows of a table; the CSV file has all of them.
@@ -99,7 +100,7 @@ def _table(table: Table) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
     yield ""
     if len(table.rows) > MOST_ROWS:
-        yield from (f"{len(table.rows) - MOST_ROWS:,} more rows are in {table.name}.csv.", "")
+        yield from (f"{counted(len(table.rows) - MOST_ROWS, 'more row')} in {table.name}.csv.", "")
 
 
 def _figure(figure: Figure, files: dict[str, bytes]) -> Iterator[str]:

@@ -36,6 +36,7 @@ from heads.reporting.run_folders import (
     read_run,
 )
 from pipeline.plugins import HEAD, own_names
+from pipeline.text.counted import counted
 from pipeline.text.printable import first_line
 from pipeline.text.suggestions import nearest
 from pipeline.workers.waiting import PrintLine
@@ -255,7 +256,8 @@ def _summary(
     heads = ", ".join(sorted({group.head for group in groups})) or "none"
     blocks: list[Block] = [
         Text(
-            f"Finished runs: {finished}, in {len(groups)} rows. Heads: {heads}. Figures of split "
+            f"Finished runs: {finished}, in {counted(len(groups), 'row')}. Heads: {heads}. "
+            "Figures of split "
             f"{split}."
         )
     ]
@@ -272,6 +274,8 @@ def _summary(
     if problems:
         left_out = ""
         if finished < len(found):
-            left_out = f"Not in the tables: {len(found) - finished} of {len(found)} runs. "
+            left_out = (
+                f"Not in the tables: {len(found) - finished} of {counted(len(found), 'run')}. "
+            )
         blocks.append(Notice((f"{left_out}Problems:", *problems)))
     return blocks

@@ -303,7 +303,7 @@ def _learning_figure(groups: Sequence[RunGroup], suffix: str) -> Figure | None:
         lines = list(filter(None, [_curve(group, value, drawn) for group in drawn]))
         if not lines:
             continue
-        alt = f"{title} by epoch, one curve for each of {len(lines)} rows of the study"
+        alt = f"{title} by epoch, one curve for each row of the study, {len(lines)} in all"
         if form == "plain" and _needs_log_axis(lines):
             form, title = "log", f"{title}, logarithmic"
         panels.append(

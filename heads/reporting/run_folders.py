@@ -20,6 +20,7 @@ from heads.runs.manifest_record import split_sha256
 from pipeline.cache.records import require
 from pipeline.files.atomic_files import Damaged, parse_json
 from pipeline.files.regular_files import read_small, read_small_text
+from pipeline.text.counted import counted
 
 # A folder with any of these is a run folder.
 MARKS = ("run.json", "metrics.json", "log.jsonl", "last.pt")
@@ -174,7 +175,8 @@ def read_run(folder: Path) -> FoundRun:
             run.evaluations.append((path.stem.removeprefix("metrics_"), record))
     if run.about is not None and run.result is None and not run.problems:
         run.problems.append(
-            f"not finished: stopped after {len(run.log)} epochs; run its command again to continue"
+            f"not finished: stopped after {counted(len(run.log), 'epoch')}; run its command "
+            "again to continue"
         )
     return run
 

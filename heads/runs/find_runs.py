@@ -16,6 +16,7 @@ from pipeline.cache.records import require
 from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import MOST_TEXT, opened, read_small
 from pipeline.plugins import display_name
+from pipeline.text.counted import counted
 
 MARKS = {"cache.json": "cache", "run.json": "run"}
 # Messages of errors may start with the name of one of these files.
@@ -126,8 +127,8 @@ def _cache_state(path: Path, record: dict) -> tuple[str, str]:
     elif with_graphs == 0:
         graphs = "no graphs"
     else:
-        graphs = f"graphs of {with_graphs} shards"
-    return f"{_backbone(record['config'])}, {clips:,} clips", f"{done}, {graphs}"
+        graphs = f"graphs of {counted(with_graphs, 'shard')}"
+    return f"{_backbone(record['config'])}, {counted(clips, 'clip')}", f"{done}, {graphs}"
 
 
 def _backbone(config: dict) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible
 from pipeline.workers.claims import SILENCE, Claim, ClaimState, ClaimWatch, read_claim, take_claim
 from pipeline.workers.waiting import PrintLine, claimed_until, print_nothing
@@ -181,7 +182,7 @@ def _name_elsewhere(state: ClaimState) -> str:
 
 def _waiting_line(folders: Sequence[Path], watch: ClaimWatch) -> LockMessages:
     """Return a line that says for whose locks on `folders` this process waits."""
-    more = f" (and in {len(folders) - 1} more folders)" if len(folders) > 1 else ""
+    more = f" (and in {counted(len(folders) - 1, 'more folder')})" if len(folders) > 1 else ""
     path = claim_path(folders[0])
     state = read_claim(path)
     if state is None:

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.cache.folder import earlier_manifests
 from pipeline.manifests.folds import FOLD
 from pipeline.manifests.manifest import Clip, Manifest, ManifestError, read_manifest
+from pipeline.text.counted import agree, counted
 
 # Characters of a checksum in a file's name.
 TAG = 8
@@ -135,9 +136,9 @@ def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
         old = recorded["splits"].get(split, {}).get("clips", 0)
         new = current["splits"].get(split, {}).get("clips", 0)
         if old != new:
-            found.append(f"{split}: {old:,} clips there, {new:,} here")
+            found.append(f"{split}: {counted(old, 'clip')} there, {new:,} here")
         else:
-            found.append(f"{split}: {old:,} clips each, but other clips or other labels")
+            found.append(f"{split}: {counted(old, 'clip')} each, but other clips or other labels")
     return "; ".join(found)
 
 
@@ -252,6 +253,7 @@ def warn_if_seen(
         count = seen_in_training(trained_with, at_hand, split)
         if count:
             say(
-                f"{count:,} clips of split {split} are among those that {weights} was trained on: "
+                f"{counted(count, 'clip')} of split {split} {agree(count, 'is', 'are')} among "
+                f"those that {weights} was trained on: "
                 f"the figures will be too high"
             )

@@ -45,6 +45,7 @@ from pipeline.files.owners import new_claim_name, part_path
 from pipeline.files.regular_files import read_small_text
 from pipeline.plugins import mentioned_in, note_paths
 from pipeline.text.printable import write_table
+from pipeline.text.typed_options import short
 
 # Manifests are compared by their labels. A plug-in is compared by its name, which has the checksum
 # of its file: where the file lies does not matter.
@@ -278,12 +279,15 @@ def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -
             refuse_changed_head(folder, stored, "Train anew in another folder, or with --no-resume")
         return
 
-    shown = [f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:3]]
+    shown = []
+    for key in differing[:3]:
+        there, here = short(repr(old.get(key))), short(repr(new.get(key)))
+        shown.append(f"{key} is {there} there, {here} here")
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     if start:
         advice = f"choose another folder (--name) with {start}"
     else:
-        advice = "choose another folder, or start over with --no-resume"
+        advice = "choose another folder (--name), or start over with --no-resume"
     raise ValueError(f"{folder} holds another run ({'; '.join(shown)}{more}): {advice}")
 
 

@@ -41,6 +41,7 @@ from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.plugins import given_files, take_over
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible
 from pipeline.workers.claims import ClaimWatch, read_claim
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
@@ -278,5 +279,5 @@ def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:
             busy.append((member.folder, claim))
     if busy:
         folder, claim = busy[0]
-        more = f" and {len(busy) - 1} more members" if len(busy) > 1 else ""
+        more = f" and {counted(len(busy) - 1, 'more member')}" if len(busy) > 1 else ""
         say(f"waiting for {folder}{more}, {claimed_until(claim, 0.0, watch.silence)}")

@@ -18,6 +18,7 @@ from heads.training.cache_conditions import require_cached_phases, require_same_
 from heads.training.study import Result, Study, one_line
 from heads.training.train import print_excluded_clips, stores_for
 from heads.training.training_run import TrainingRun
+from pipeline.text.counted import counted
 from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def estimate_members(
         message = problems[0]
         if len(problems) > 1:
             rest = len(problems) - 1
-            message += f" ({rest} more of {len(members)} members cannot be trained)"
+            message += f" ({rest} more of {counted(len(members), 'member')} cannot be trained)"
         raise ValueError(message)
 
     if check_features:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heads.training.training_run import TrainingRun
+from pipeline.text.counted import counted
 from pipeline.workers.waiting import PrintLine
 
 # How often each view may be read. `benchmarks/views_per_clip.py` measures what more costs.
@@ -49,7 +50,7 @@ def few_views(run: TrainingRun) -> str:
     if most <= MOST_READS * views:
         return ""
 
-    count = f"{views} training view" if views == 1 else f"{views} training views"
+    count = counted(views, "training view")
     enough = math.ceil(most / MOST_READS)
     advice = f"extract with --train-views {enough} or more"
     if run.recipe.data.train_views:

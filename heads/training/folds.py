@@ -20,17 +20,19 @@ from heads.training.ablate import AblateOutcome, ablate
 from heads.training.estimates import AblateOptions, estimate_members
 from heads.training.study_table import FailedRow, FigureSpread, StudyTable, TableRow, spread
 from pipeline.manifests.manifest import Manifest, read_manifest
+from pipeline.text.counted import counted
 from pipeline.workers.waiting import PrintLine, print_nothing
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
 
 
-def read_folds(folder: str | Path) -> dict[str, Manifest]:
+def read_folds(folder: str | Path, root: str | Path | None = None) -> dict[str, Manifest]:
     """Read the manifests of a cross-validation.
 
     Args:
         folder: a folder whose CSV files are the folds.
+        root: the folder of the videos; None for the one that each manifest names.
 
     Returns:
         Name of the fold (the file's, without ending) -> its manifest, in the order of numbers in
@@ -43,10 +45,10 @@ def read_folds(folder: str | Path) -> dict[str, Manifest]:
     paths = sorted(folder.glob("*.csv"), key=_natural)
     if len(paths) < 2:
         raise ValueError(
-            f"{folder}: expected the manifests of at least two folds, found {len(paths)} CSV "
-            f"files; `vidgraph manifest folds M.csv` makes them"
+            f"{folder}: expected the manifests of at least two folds, found "
+            f"{counted(len(paths), 'CSV file')}; `vidgraph manifest folds M.csv` makes them"
         )
-    folds = {path.stem: read_manifest(path) for path in paths}
+    folds = {path.stem: read_manifest(path, root) for path in paths}
     first = folds[paths[0].stem]
     clips = {clip.clip for clip in first.clips}
     for manifest in folds.values():

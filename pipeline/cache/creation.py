@@ -4,6 +4,7 @@
 """
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,14 @@ from pipeline.cache.folder import (
     read_folder,
     require_folder_path,
 )
-from pipeline.cache.identity import as_json, fingerprint_of, fingerprint_of_format_1, flat, identity
+from pipeline.cache.identity import (
+    as_json,
+    differing_keys,
+    fingerprint_of,
+    fingerprint_of_format_1,
+    flat,
+    identity,
+)
 from pipeline.cache.parts import Part, run_lengths
 from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import (
@@ -33,6 +41,7 @@ from pipeline.files.atomic_files import (
 from pipeline.files.owners import part_path, remove_abandoned
 from pipeline.manifests.manifest import Manifest, shard_ranges
 from pipeline.plugins import mentioned_in
+from pipeline.text import as_typed
 from pipeline.workers.claims import Claim, ClaimWatch, take_claim
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
@@ -222,27 +231,19 @@ def require_same_config(folder: Path, stored: dict, wanted: dict) -> None:
         CacheError: they differ. The message names the keys.
     """
     stored, wanted = flat(stored), flat(wanted)
-    differing = []
-    for key in sorted({*stored, *wanted}):
-        if stored.get(key) != wanted.get(key):
-            differing.append(key)
+    differing = differing_keys(stored, wanted)
     if differing == ["backbone_version"]:
         raise CacheError(
             f"{folder}: with these options the backbone now computes something else than when the "
-            f"cache was made ({_settings(wanted, differing)}). Point --cache at another folder"
+            f"cache was made ({as_typed(wanted, differing)}). Point --cache at another folder"
         )
     if differing:
         raise CacheError(
-            f"{folder}: the cache was made with {_settings(stored, differing)}; this command asks "
-            f"for {_settings(wanted, differing)}. "
-            "Point --cache at another folder, or pass the same options "
-            f"(--like {folder} takes them from it)"
+            f"{folder}: the cache was made with other options: "
+            f"{as_typed(stored, differing)}; this command asks for: "
+            f"{as_typed(wanted, differing)}. Point --cache at another folder, or pass the same "
+            f"options (--like {shlex.quote(str(folder))} takes them from it)"
         )
-
-
-def _settings(options: dict[str, object], keys: Sequence[str]) -> str:
-    """Some settings for a message, such as "seed=1, dtype=float16"."""
-    return ", ".join(f"{key}={options.get(key, 'none')}" for key in keys)
 
 
 def root_as_spelled(manifest: Manifest) -> str:

@@ -24,6 +24,7 @@ from pipeline.cache.folder import (
 from pipeline.files.atomic_files import move_into_place, sha256_of, write_json
 from pipeline.files.owners import part_path
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_clips
+from pipeline.text.counted import counted
 from pipeline.workers.waiting import PrintLine
 
 
@@ -161,7 +162,8 @@ def merged_clips(copy: Manifest, manifest: Manifest, where: Path) -> list[Clip]:
         clips.append(old if new is None else new)
     if not shared:
         raise CacheError(
-            f"{where}: holds none of the {len(manifest.clips):,} clips of {manifest.path}; its "
+            f"{where}: holds none of the {counted(len(manifest.clips), 'clip')} of "
+            f"{manifest.path}; its "
             f"first is {copy.clips[0].clip}, that of the manifest {manifest.clips[0].clip}. Point "
             f"--cache at another folder"
         )

@@ -145,3 +145,19 @@ def flat(config: dict, prefix: str = "") -> dict[str, object]:
         else:
             found[prefix + key] = value
     return found
+
+
+def differing_keys(flat_first: dict, flat_other: dict) -> list[str]:
+    """Return the dotted keys in which two configs differ, in alphabetical order.
+
+    Args:
+        flat_first: a config, `flat`.
+        flat_other: another one, `flat`.
+    """
+    keys = []
+    for key in sorted({*flat_first, *flat_other}):
+        if flat_first.get(key) != flat_other.get(key):
+            keys.append(key)
+    # A table that is empty in one config has keys in the other, and these say what differs.
+    telling = [key for key in keys if {} not in (flat_first.get(key), flat_other.get(key))]
+    return telling or keys

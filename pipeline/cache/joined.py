@@ -16,9 +16,11 @@ import numpy as np
 
 from pipeline.cache.fields import GROUPS, is_cut
 from pipeline.cache.folder import CacheError
-from pipeline.cache.identity import CONTENT_OF_SAMPLING, flat
+from pipeline.cache.identity import CONTENT_OF_SAMPLING, deciding, differing_keys, flat
 from pipeline.cache.reader import Cache, Group
 from pipeline.manifests.manifest import Clip, Manifest
+from pipeline.text import as_typed
+from pipeline.text.counted import agree
 
 # A message names at most so many settings or clips.
 MOST_NAMED = 3
@@ -74,11 +76,11 @@ def require_same_values(first: Cache, other: Cache) -> None:
     if first.fingerprint == other.fingerprint or first.config == other.config:
         return
     stored, found = flat(first.config), flat(other.config)
+    # Fields and numbers of views may differ; caches of format 1 have nothing else to name.
+    keys = differing_keys(flat(deciding(first.config)), flat(deciding(other.config)))
     differing = []
-    for key in sorted({*stored, *found}):
-        if stored.get(key) != found.get(key):
-            values = f"{stored.get(key, 'none')} there, {found.get(key, 'none')} here"
-            differing.append(f"{key} {values}")
+    for key in keys or differing_keys(stored, found):
+        differing.append(f"{as_typed(stored, [key])} there, {as_typed(found, [key])} here")
     more = "; …" if len(differing) > MOST_NAMED else ""
     raise CacheError(
         f"{other.path}: cannot be read together with {first.path}, which was made with other "
@@ -123,7 +125,8 @@ class JoinedCache:
             shared = [clip.clip for clip in part.manifest.clips if clip.clip in owner]
             if shared:
                 first = owner[shared[0]]
-                more = "" if len(shared) == 1 else f", as are {len(shared) - 1:,} more"
+                rest = len(shared) - 1
+                more = f", as {agree(rest, 'is', 'are')} {rest:,} more" if rest else ""
                 raise CacheError(
                     f"{part.path}: clip {shared[0]} is in {first}, too{more}; caches that are read "
                     f"together must have different clips: leave one of the caches out, or give "

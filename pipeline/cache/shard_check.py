@@ -19,6 +19,7 @@ from pipeline.cache.shard_layout import StoredDataset, Unreadable
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile
 from pipeline.cache.shards import Shards, made_from
 from pipeline.files.atomic_files import Damaged, done_marker, sha256_of
+from pipeline.text.counted import counted
 
 # What to do about a finding; `{cache}` is the cache's path.
 REPAIR = "run `vidgraph repair --cache {cache}`"
@@ -302,7 +303,7 @@ class _Check:
             self.views += 1
 
         for fault, rows in wrong.items():
-            more = f" and {len(rows) - 1:,} more views" if len(rows) > 1 else ""
+            more = f" and {counted(len(rows) - 1, 'more view')}" if len(rows) > 1 else ""
             self.say(fault, f" {group} row {rows[0]} (clip {clips[rows[0]]}){more}")
 
     def _own_failures(self, record: dict) -> dict:

@@ -19,6 +19,7 @@ from pipeline.export.localisation import FindRate, write_localisation
 from pipeline.export.video_labels import write_video_labels
 from pipeline.files.owners import new_claim_name, part_path
 from pipeline.manifests.manifest import Clip, Manifest
+from pipeline.text.counted import counted
 
 ARRAYS = {"npy": write_npy, "safetensors": write_safetensors, "parquet": write_parquet}
 FORMATS = (*ARRAYS, "tad", "fiftyone")
@@ -134,7 +135,7 @@ def _chosen(
                 more += f"; `vidgraph extract --cache {quote(str(cache.path))} --add views "
                 more += "--views-for-all` adds them"
             say(
-                f"split {split}: {len(clips):,} clips {reason} and are left out: "
+                f"split {split}: {counted(len(clips), 'clip')} left out ({reason}): "
                 f"{', '.join(clips[:5])}{more}"
             )
         if found.rows:

@@ -94,15 +94,15 @@ def rows_of_split(
         try:
             of_clip = group.rows_of(clip.clip)
         except CacheError:
-            left_out.setdefault("are not in the cache", []).append(clip.clip)
+            left_out.setdefault("not in the cache", []).append(clip.clip)
             continue
         good = [row for row in of_clip if group.ok[row]]
         if not good:
             reason = "failed at extraction"
             if not len(of_clip):
-                reason = f"have no {name} views"
+                reason = f"no {name} views"
             elif not any(group.present[row] for row in of_clip):
-                reason = "are in shards that are not complete"
+                reason = "in a shard that is not complete"
             left_out.setdefault(reason, []).append(clip.clip)
         rows += good
         clips += [clip] * len(good)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.export.export_rows import SplitRows
 from pipeline.manifests.manifest import Clip
+from pipeline.text.counted import counted
 
 NEEDS = ("frames", "crop", "flip")
 BOXES = ("boxes", "valid", "scores", "box_class", "track")
@@ -68,8 +69,8 @@ def write_video_labels(
                 index.append({"data": video, "labels": labels})
     if folders:
         say(
-            f"{len(folders):,} clips are folders of frames and are left out, since the format has "
-            f"video files: {', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}"
+            f"{counted(len(folders), 'clip')} left out (folders of frames: no video files): "
+            f"{', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}"
         )
     manifest = {
         "type": "eta.core.datasets.LabeledVideoDataset",

@@ -21,6 +21,7 @@ from pipeline.manifests.manifest import (
     wrong_id,
 )
 from pipeline.manifests.splits import draw_parts
+from pipeline.text.counted import counted
 from pipeline.views.stateless_random import Draws
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -154,7 +155,7 @@ def _find_clips(folder: Path, scan: FolderScan) -> list[str]:
             paths.append(path)
 
     if not paths and scan.links:
-        links = f"{len(scan.links):,} links ({_some(scan.links)})"
+        links = f"{counted(len(scan.links), 'link')} ({_some(scan.links)})"
         raise ManifestError(f"{folder}: no video below it but {links}: {_LINKS_ADVICE}")
     if not paths:
         content = f"which holds {_some(scan.ignored)}" if scan.ignored else "which is empty"

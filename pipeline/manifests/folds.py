@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pipeline.manifests.manifest import Clip, Manifest, ManifestError
 from pipeline.manifests.rewriting import read_cells
 from pipeline.manifests.splits import draw_parts
+from pipeline.text.counted import counted
 from pipeline.text.suggestions import nearest
 
 # The column that says in which fold a clip is tested, from 1.
@@ -56,7 +57,8 @@ def fold_rows(
     groups = groups_of(manifest, divided, group)
     if len(set(groups)) < k:
         raise ManifestError(
-            f"{manifest.path}: {len(set(groups)):,} groups of clips, expected at least {k} for "
+            f"{manifest.path}: {counted(len(set(groups)), 'group')} of clips, expected at "
+            f"least {k} for "
             f"{k} folds; clips of one video count as one"
         )
     numbers = list(map(str, range(1, k + 1)))

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from pipeline.manifests.manifest import Manifest
 from pipeline.manifests.rows import SPLITS, Clip, ManifestError
+from pipeline.text.counted import counted
 
 # What programs write in place of a missing label, in lower case.
 _NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "null"}
@@ -128,7 +129,7 @@ def about_withheld(label: str, clips: Sequence[Clip]) -> str:
     used = {clip.split for clip in clips}
     splits = ", ".join(split for split in SPLITS if split in used)
     return (
-        f"label {label!r} ({len(clips):,} clips of {splits}) "
+        f"label {label!r} ({counted(len(clips), 'clip')} of {splits}) "
         "reads like a label that is not known, not like a class: "
         f"leave the cell empty, or train with --set 'data.no_label=[\"{label}\"]'; "
         "if it is a class, name it in a class list"

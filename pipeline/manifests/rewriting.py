@@ -17,6 +17,7 @@ from pipeline.manifests.manifest import (
     write_manifest,
 )
 from pipeline.text import text_files
+from pipeline.text.counted import counted
 
 
 def read_cells(manifest: Manifest) -> list[dict[str, str]]:
@@ -89,7 +90,10 @@ def spelled_root(manifest: Manifest) -> str:
 
 
 def write_unless_edited(
-    path: str | Path, rows: Iterable[Mapping[str, object]], force: bool = False
+    path: str | Path,
+    rows: Iterable[Mapping[str, object]],
+    force: bool = False,
+    may_add: bool = False,
 ) -> Manifest:
     """Write a manifest, but keep a file that says something else.
 
@@ -97,6 +101,7 @@ def write_unless_edited(
         path: the CSV file.
         rows: as for `write_manifest`.
         force: replace any file.
+        may_add: whether the command has --add, for the message.
 
     Returns:
         The manifest as read back.
@@ -112,9 +117,10 @@ def write_unless_edited(
     try:
         write_manifest(draft, rows)
         if not filecmp.cmp(draft, path, shallow=False):
+            add = "--add keeps its rows and adds new clips; " if may_add else ""
             raise ManifestError(
-                f"{path}: {_difference(path, draft)}; it may have been edited. --force replaces "
-                f"it; or choose another --out"
+                f"{path}: {_difference(path, draft)}; it may have been edited. {add}--force "
+                f"replaces it; or choose another --out"
             )
     finally:
         draft.unlink(missing_ok=True)
@@ -133,7 +139,8 @@ def _difference(path: Path, draft: Path) -> str:
     if not (gone or more):
         return "the file has the same rows, but in another order or form"
     return (
-        f"the file has {gone:,} rows that this command would not write, and lacks {more:,} that it "
+        f"the file has {counted(gone, 'row')} that this command would not write, and lacks "
+        f"{more:,} that it "
         f"would"
     )
 

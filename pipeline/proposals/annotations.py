@@ -22,6 +22,7 @@ from pipeline.box_files.formats import FORMATS, BoxTable, read_boxes
 from pipeline.box_files.names import short_name
 from pipeline.box_files.table import UNITS, ClipBoxes, ReadOptions
 from pipeline.proposals import BoxesError, MissingBoxes
+from pipeline.text.counted import counted
 
 # Parts of the frame's side. A corner further outside than this was measured in another frame.
 OUTSIDE = 0.5
@@ -148,10 +149,8 @@ class Annotations:
         if listed is None:
             if self.allow_missing:
                 return None
-            hint = (
-                "add it, choose the key (clip or stem) by which it is listed, or set allow_missing"
-            )
-            raise MissingBoxes(clip.clip, self.where, f"no boxes under {name!r}; {hint}")
+            # What can be done depends on the command, which says it.
+            raise MissingBoxes(clip.clip, self.where, f"the file has no boxes under {name!r}")
         if isinstance(listed, str):
             raise BoxesError(clip.clip, self.where, listed)
         return listed
@@ -213,7 +212,8 @@ class Annotations:
         if not asked.any():
             some = ", ".join(map(str, with_boxes[:3].tolist())) + ", …" * (len(with_boxes) > 3)
             return (
-                f"no box: none of its {len(with_boxes):,} frames with boxes ({some}) is one of the "
+                f"no box: none of its {counted(len(with_boxes), 'frame')} with boxes ({some}) "
+                "is one of the "
                 f"{len(numbers):,} that are looked at; give boxes for every frame (interpolate "
                 f"them), take those of the nearest frame (--nearest-boxes SECONDS), or count "
                 f"frames as the video does, from 0"
@@ -222,7 +222,7 @@ class Annotations:
         boxes = listed.boxes[asked]
         if not (boxes[:, 2:] > boxes[:, :2]).all(1).any():
             return (
-                f"no box with an area at the {len(numbers):,} frames that are looked at, such as "
+                f"no box with an area at the {counted(len(numbers), 'frame')} looked at, such as "
                 f"{boxes[0].round(3).tolist()}; expected corners x1, y1, x2, y2, not width and "
                 f"height"
             )

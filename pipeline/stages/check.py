@@ -22,6 +22,7 @@ from pipeline.files.atomic_files import write_text
 from pipeline.manifests.labels import about_withheld, number_of, withheld
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.proposals import BoxesError
+from pipeline.text.counted import counted
 from pipeline.text.printable import visible_json, write_table
 from pipeline.video.frame_reader import DecodeError, beyond_end
 from pipeline.video.view_pixels import ClipOpener, step_frames
@@ -291,7 +292,9 @@ def _about_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator
             if label in no_labels:
                 continue
             if known is not None and label not in known:
-                yield finding(f"label {label!r} is none of the {len(known):,} classes")
+                yield finding(
+                    f"label {label!r} is none of the {counted(len(known), 'class', 'classes')}"
+                )
             elif trained and label not in trained and label not in reported:
                 reported.add(label)
                 yield finding(f"class {label!r} is in {clip.split}, but no clip of train has it")

@@ -28,6 +28,11 @@ NESTED = ("backbone_options", "proposal_options")
 
 # Keys of the computed config that are there only where boxes are wanted.
 OF_BOXES = ("proposals", "proposal_options", "roi_pool", "resize")
+# Keys of the computed config that only the loaded networks know.
+OF_LABELS = ("box_classes", "box_tracks")
+OF_NETWORKS = ("backbone_version", *OF_LABELS)
+# Options of a source of boxes that name a file, which counts by its content.
+OF_FILES = ("weights", "file", "images")
 
 # Fields that every shard has, so that `keep` need not name them.
 ALWAYS_WRITTEN = ("frames", "crop", "flip", "time", "grid")
@@ -169,7 +174,7 @@ class ExtractConfig:
         for key in ("backbone", "proposals"):
             record[key] = without_file_name(record[key])
         options = dict(record["proposal_options"])
-        for key in ("weights", "file", "images"):
+        for key in OF_FILES:
             if key in options:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
@@ -324,7 +329,7 @@ def recorded_for_views(record: dict[str, Any], config: ExtractConfig) -> dict[st
     }
     if not config.wants_boxes:
         # A part without boxes loads no source of them, which knows classes and tracks.
-        for key in (*OF_BOXES, "box_classes", "box_tracks"):
+        for key in (*OF_BOXES, *OF_LABELS):
             record.pop(key, None)
     return record
 

@@ -24,10 +24,19 @@ from pipeline.stages.batch_choice import record_batch, recorded_batch
 from pipeline.stages.bottleneck import Work
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract_shards import ExtractShards, as_json
-from pipeline.stages.growth import Asked, has_folds, needed_views, open_as_it_is, open_for, widened
+from pipeline.stages.growth import (
+    Asked,
+    has_folds,
+    needed_views,
+    open_as_it_is,
+    open_for,
+    require_comparable,
+    widened,
+)
 from pipeline.stages.jobs import Advance, RunOptions
 from pipeline.stages.shard_jobs import ShardPass, passes_of, shards_to_do
 from pipeline.stages.shard_sizes import divide, view_bytes
+from pipeline.text.counted import counted
 from pipeline.video.decode import require_decoder
 from pipeline.video.video_identity import changed_videos
 from pipeline.workers.claims import ClaimWatch, sweep_claims
@@ -120,7 +129,9 @@ def extract(
     options, begun = options or RunOptions(), time.monotonic()
     if engine is None:
         require_decoder(config.decoder)
-    extractor = ExtractShards(widened(config, cache), manifest.root, options, redo)
+    config = widened(config, cache)
+    require_comparable(config, cache)
+    extractor = ExtractShards(config, manifest.root, options, redo)
     if say:
         extractor.say = say
     record, sizes = _describe_for(engine, extractor)
@@ -131,7 +142,8 @@ def extract(
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(
-            f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to "
+            f"shard {max(wanted)}: this cache has {counted(len(plan), 'shard')}, numbered "
+            "from 0 to "
             f"{len(plan) - 1}"
         )
     stages = plan.stages if stage is None else (stage,)

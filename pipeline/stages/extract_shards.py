@@ -33,6 +33,7 @@ from pipeline.plugins import given_files, take_over
 from pipeline.stages.batch_choice import choose_batch, record_batch, recorded_batch
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
+from pipeline.video.kept_video import close_kept
 from pipeline.video.video_identity import changed_videos
 from pipeline.video.view_pixels import DecodeViews, ProbeClip, run_task
 from pipeline.workers.claims import Claim, take_claim
@@ -211,6 +212,8 @@ class ExtractShards:
         """End the decode workers and the watch, if there are any."""
         if "pool" in vars(self):
             self.pool.close()
+            # Without workers, the video of the last window is still open in this process.
+            close_kept()
         if "_disk" in vars(self):
             self._disk.shutdown()
         if "watched" in vars(self):

@@ -10,16 +10,20 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from pipeline.backbones import backbone_names
 from pipeline.cache.creation import first_record, require_same, require_same_config
 from pipeline.cache.fields import FIELDS, GROUPS
 from pipeline.cache.folder import CacheError, read_cache_json, read_folder
 from pipeline.cache.growth import Grown, common_root, merged_clips, open_or_grow
-from pipeline.cache.identity import deciding, fingerprint_of
+from pipeline.cache.identity import as_json, deciding, fingerprint_of
 from pipeline.cache.parts import Part, ViewKey, as_ranges, run_lengths
 from pipeline.cache.shards import Shards
+from pipeline.encoder_names import is_encoder
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.plugins import mentioned_in
-from pipeline.stages.config import OF_BOXES, ExtractConfig
+from pipeline.proposals import proposal_names
+from pipeline.stages.config import OF_BOXES, OF_FILES, OF_LABELS, OF_NETWORKS, ExtractConfig
+from pipeline.text.counted import agree, counted
 from pipeline.views.equal_views import same_test_views
 from pipeline.views.sampling import Sampling, count_views
 from pipeline.workers.waiting import PrintLine
@@ -92,6 +96,50 @@ def widened(config: ExtractConfig, cache: str | Path) -> ExtractConfig:
         test_clips=max(config.sampling.test_clips, stored["sampling"]["test_clips"]),
     )
     return replace(config, keep=(*config.keep, *stored["keep"]), sampling=sampling)
+
+
+def require_comparable(config: ExtractConfig, cache: str | Path) -> None:
+    """Check before weights are loaded, or even downloaded, that a cache has the options asked for.
+
+    Checksums of files, and what only the networks know, are left to `open_for`.
+
+    Args:
+        config: what is asked for, `widened`.
+        cache: the cache's folder; it need not be a cache.
+
+    Raises:
+        CacheError: the cache was made with other options.
+        Damaged: cache.json cannot be read.
+    """
+    folder = Path(cache)
+    if not (folder / "cache.json").is_file():
+        return
+    record = read_cache_json(folder)
+    stored = record["config"]
+    known = is_encoder(config.backbone) or config.backbone in backbone_names()
+    # A wrong name is answered with the names that exist; other caches have no such options.
+    if not known or config.proposals not in proposal_names() or "sampling" not in stored:
+        return
+    wanted = as_json(config.computed("", ""))
+    wanted["weights"] = _stored_unless_none(config.weights, stored["weights"])
+    boxes = wanted.get("proposal_options", {})
+    stored_boxes = stored.get("proposal_options", {})
+    for key in OF_FILES:
+        if key in boxes and key in stored_boxes:
+            boxes[key] = _stored_unless_none(boxes[key], stored_boxes[key])
+    for key in OF_NETWORKS:
+        wanted.pop(key, None)
+        if key in stored:
+            wanted[key] = stored[key]
+    if record["format"] == 1:
+        require_same_config(folder, stored, wanted)
+    else:
+        _require_same_values(folder, stored, wanted)
+
+
+def _stored_unless_none(wanted: str, stored: str) -> str:
+    """The checksum of a cache's file, unless one of the two has no file."""
+    return wanted if "none" in (wanted, stored) else stored
 
 
 def open_for(asked: Asked, cache: str | Path, say: PrintLine | None = None) -> Shards:
@@ -273,8 +321,9 @@ def _require_same_values(folder: Path, stored: dict, wanted: dict) -> None:
     stored, wanted = deciding(stored), deciding(wanted)
     if ("proposals" in stored) != ("proposals" in wanted):
         # One of them has no boxes, and nothing to disagree about.
-        stored = {key: value for key, value in stored.items() if key not in OF_BOXES}
-        wanted = {key: value for key, value in wanted.items() if key not in OF_BOXES}
+        without_boxes = (*OF_BOXES, *OF_LABELS)
+        stored = {key: value for key, value in stored.items() if key not in without_boxes}
+        wanted = {key: value for key, value in wanted.items() if key not in without_boxes}
     require_same_config(folder, stored, wanted)
 
 
@@ -362,7 +411,9 @@ def _say_what_moved(
     same = len(same_test_views(replace(sampling, test_crops=1), stored, wanted))
     if same < stored:
         say(
-            f"{folder}: with --sampling {sampling.sampling}, {same} of its {stored} test clips are "
-            f"among the {wanted} that are asked for; the other {wanted - same} are computed, and "
-            f"{stored - same} are no longer read"
+            f"{folder}: with --sampling {sampling.sampling}, {same} of its "
+            f"{counted(stored, 'test clip')} {agree(same, 'is', 'are')} "
+            f"among the {wanted} that are asked for; the other {wanted - same} "
+            f"{agree(wanted - same, 'is', 'are')} computed, and {stored - same} "
+            f"{agree(stored - same, 'is', 'are')} no longer read"
         )

@@ -96,6 +96,7 @@ class ExtractionPlan:
         shards: number of shards.
         per_shard: clips per shard, at most.
         device: the measured device, in words.
+        failure: why the first of `failed` did; "" if none did.
     """
 
     clips: int
@@ -111,6 +112,7 @@ class ExtractionPlan:
     shards: int
     per_shard: int
     device: str
+    failure: str = ""
 
     @property
     def fits(self) -> bool:
@@ -184,7 +186,7 @@ def make_plan(
         if len(done.failures) == len(chosen):
             failure = done.failures[0]
             raise ValueError(
-                f"{manifest.path}: all {len(chosen)} clips that were tried failed "
+                f"{manifest.path}: every clip that was tried failed, {len(chosen)} in all "
                 f"({failure['clip']}: {failure['message']}); look at the videos with `vidgraph "
                 f"check --manifest {manifest.path}`"
             )
@@ -207,6 +209,13 @@ def _noted(
         advance(done, failed)
 
     return note
+
+
+def _first_failure(failures: Sequence[Mapping[str, str]]) -> str:
+    """Why the first of the clips that failed did; "" if there are none."""
+    if not failures:
+        return ""
+    return f"{failures[0]['error']}: {failures[0]['message']}"
 
 
 def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float:
@@ -255,6 +264,7 @@ def _scale_up(
         clips=clips,
         measured=sampled,
         failed=tuple(failure["clip"] for failure in done.failures),
+        failure=_first_failure(done.failures),
         clip_seconds=clip_seconds,
         start_seconds=max(0.0, done.seconds - sampled * clip_seconds),
         parts=parts,

@@ -28,6 +28,7 @@ from pipeline.proposals import BoxesError
 from pipeline.stages.frozen_networks import BatchRow, ClipRegions, Computed, FrozenNetworks
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.stages.shard_rows import ShardRows, group_plans, is_settled
+from pipeline.text.counted import agree
 from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, beyond_end
 from pipeline.video.video_identity import same_video
 from pipeline.video.view_pixels import ClipPixels
@@ -177,8 +178,8 @@ class ShardComposer:
         if lost:
             reason = self.failures[lost[0]]["message"]
             raise ValueError(
-                f"{self.job.path}: left as it was, because {len(lost)} of its clips fail "
-                f"now ({lost[0]}: {reason}); look at the videos"
+                f"{self.job.path}: left as it was, because {len(lost)} of its clips "
+                f"{agree(len(lost), 'fails', 'fail')} now ({lost[0]}: {reason}); look at the videos"
             )
 
     def _plans(self, results: Iterator) -> dict[str, GroupPlan]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cache.fields import grid_at
+from pipeline.cache.fields import LABELS, grid_at
 from pipeline.cache.parts import Part, ViewKey
 from pipeline.cache.shards import Shards, made_from, read_if_there
 from pipeline.stages.config import ExtractConfig, for_views, recorded_for_views
@@ -143,14 +143,16 @@ def _job(plan: Shards, stage: str, shard: int, config: ExtractConfig, redo: bool
 
 
 def fields_to_add(keep: Sequence[str], stored: Iterable[str]) -> tuple[str, ...]:
-    """Return the datasets of added fields: the fields, and the sizes of their maps.
+    """Return the datasets of added fields: the fields, the sizes of their maps, labels of boxes.
 
     Args:
         keep: the fields.
         stored: what the features hold already.
     """
-    names = [name for name in (*keep, *map(grid_at, keep)) if name not in set(stored)]
-    return tuple(names)
+    # Labels come with boxes whose source has them; a shard of other boxes has no such dataset.
+    labels = LABELS if "boxes" in keep else ()
+    names = (*keep, *map(grid_at, keep), *labels)
+    return tuple(name for name in names if name not in set(stored))
 
 
 def all_views(config: ExtractConfig) -> tuple[ViewKey, ...]:

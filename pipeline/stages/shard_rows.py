@@ -104,17 +104,24 @@ def decode_tasks(
 
 
 def _runs(clips: Sequence[Clip], numbers: Sequence[int]) -> Iterator[tuple[int, bool, str]]:
-    """Yield (number of a clip, whether the next one is of the same video, name of its run).
+    """Yield (number of a clip, whether the next one may be of the same video, name of its run).
 
     A run is RUN consecutive windows of one video, which one worker decodes: so several workers
-    share a video, and overlapping windows are mostly in the same one.
+    share a video, and overlapping windows are mostly in the same one. After the last window of a
+    shard its video stays open, too: the next shard often has the windows that follow.
     """
     places = ["", *(clips[number].place for number in numbers), ""]
     in_run = 0
     for number, before, place, after in zip(numbers, places, places[1:], places[2:], strict=False):
         in_run = in_run + 1 if place == before else 0
-        alone = place not in (before, after)
-        yield number, place == after, "" if alone else f"{place} {in_run // RUN}"
+        clip = clips[number]
+        is_window = clip.start is not None or clip.end is not None
+        again = place == after or (is_window and not after)
+        if is_window:
+            kin = f"{place} {clip.position // RUN}"
+        else:
+            kin = "" if place not in (before, after) else f"{place} {in_run // RUN}"
+        yield number, again, kin
 
 
 def _are_all(views: Sequence[ViewKey], sampling: Sampling) -> bool:

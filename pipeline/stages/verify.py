@@ -15,6 +15,7 @@ from pipeline.cache.shards import Shards
 from pipeline.files import owners
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import ManifestError
+from pipeline.text.counted import agree, counted
 from pipeline.workers.claims import SHARD, NotAClaim, read_claim
 from pipeline.workers.decode_pool import WorkerDied, WorkerPool
 
@@ -221,7 +222,10 @@ def _missing_shards(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[S
     for stage, shards in expected.items():
         missing = sorted(shards - done[stage])
         if missing:
-            what = f"{len(missing):,} of {len(shards):,} shards are missing: {_ranges(missing)}"
+            what = (
+                f"{len(missing):,} of {counted(len(shards), 'shard')} "
+                f"{agree(len(missing), 'is', 'are')} missing: {_ranges(missing)}"
+            )
             fix = GRAPHS if stage == "graphs" else REPAIR
             fix = fix.format(cache=quote(str(plan.folder)))
             yield ShardFinding(str(plan.folder / stage), what, fix, stage, tuple(missing))

@@ -1,9 +1,11 @@
 """Text that goes out to people and text that comes in from them.
 
-`printable` makes names safe for terminals and spreadsheets, `suggestions` finds the nearest name
-to a wrong one, `text_files` reads text that people wrote. The room uses `pipeline.files` only.
+`counted` has nouns agree with numbers, `printable` makes names safe for terminals and spreadsheets,
+`suggestions` finds the nearest name to a wrong one, `text_files` reads text that people wrote,
+`typed_options` spells settings as the command line takes them. The room uses `pipeline.files` only.
 """
 
+from pipeline.text.counted import agree, counted
 from pipeline.text.printable import (
     as_cell,
     first_line,
@@ -15,9 +17,13 @@ from pipeline.text.printable import (
 )
 from pipeline.text.suggestions import nearest
 from pipeline.text.text_files import decoded, other_separator, read_names, read_text
+from pipeline.text.typed_options import as_typed, short
 
 __all__ = [
+    "agree",
     "as_cell",
+    "as_typed",
+    "counted",
     "decoded",
     "first_line",
     "guard_output",
@@ -25,6 +31,7 @@ __all__ = [
     "other_separator",
     "read_names",
     "read_text",
+    "short",
     "visible",
     "visible_json",
     "visible_lines",

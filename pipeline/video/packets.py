@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from pipeline.text.counted import counted
 from pipeline.video.bitstream import Packet
 from pipeline.video.timeline import Recordings, find_recordings, middle_step, rounding_slack
 
@@ -310,7 +311,10 @@ def _shortfall(
     tolerance = 0.75 * step if exact else max(2.5 * step, 0.1)
     if promised - held <= tolerance:
         return ""
-    return f"ends after {total} frames at {held:.2f} s; the container promises {promised:.2f} s"
+    return (
+        f"ends after {counted(total, 'frame')} at {held:.2f} s; the container promises "
+        f"{promised:.2f} s"
+    )
 
 
 def _stated_end(stream) -> float:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.manifests.manifest import Clip
+from pipeline.text.counted import counted
 from pipeline.video.bitstream import Packet, is_idr, shows_nothing, stated_size
 from pipeline.video.frame_reader import decode_error
 from pipeline.video.orientation import (
@@ -155,7 +156,7 @@ def scan(clip: Clip) -> ScannedVideo:
                     packets.append(_describe_packet(packet, codec))
                     first_picture.add(packet)
         except av.FFmpegError as error:
-            stopped = f"reading stopped after {len(packets)} frames ({error.strerror})"
+            stopped = f"reading stopped after {counted(len(packets), 'frame')} ({error.strerror})"
 
         ticks = {index: float(container.streams[index].time_base) for index in ends}
         begins = {index: begin * ticks[index] for index, begin in begins.items()}

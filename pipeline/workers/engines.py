@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.files.watched_folder import WatchedFolder
+from pipeline.text.counted import counted
 from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
 from pipeline.workers.completion import OtherRun
@@ -266,7 +267,7 @@ class DaskEngine:
                 f"workers with fewer than {self.threads} threads wait between two shards; start "
                 f"them with --nthreads {self.threads}"
             )
-        workers = f"{len(threads)} workers at {self.scheduler}"
+        workers = f"{counted(len(threads), 'worker')} at {self.scheduler}"
         return workers if threads else f"{workers}; waiting for workers"
 
 
@@ -395,7 +396,7 @@ def _wait(
 
 
 def _shards(count: int) -> str:
-    return "one shard" if count == 1 else f"{count} shards"
+    return counted(count, "shard")
 
 
 def pick_device(name: str) -> str:

@@ -62,7 +62,7 @@ def test_a_list_accepts_its_own_clips_alone(place, capsys):
     known.write_text("clip3\nsomewhere else\n")
     assert extract(place, *SMALL, "--accept-failures", known) == 3
     said = capsys.readouterr().err
-    assert "1 of 4 clips failed and are accepted (clip3)" in said
+    assert "1 of 4 clips failed and is accepted (clip3): later commands leave it out" in said
     assert "  clip1: " in said
     assert "  clip3: " not in said
     assert accepted_clips(place / "cache").keys() == {"clip3"}
@@ -98,10 +98,35 @@ def test_repair_is_advised_at_once_only_where_another_attempt_may_end_otherwise(
     broken = {"clip": "a", "error": "DecodeError", "message": "not a video"}
     slow = {"clip": "b", "error": "DecodeTimeout", "message": "took longer than 120 s"}
     assert _report_failures([broken], 9, tmp_path) == 3
-    assert "once their files are mended or replaced: vidgraph repair" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 9 clips failed; once its file is mended or replaced: vidgraph repair" in said
+    assert "to go on without it: the same command" in said
     assert _report_failures([broken, slow], 9, tmp_path) == 3
     assert "to retry them: vidgraph repair" in capsys.readouterr().err
     assert _report_failures([], 9, tmp_path) == 0
+
+
+def test_what_is_advised_for_clips_that_a_file_of_boxes_lacks_works(capsys, tmp_path):
+    folder = make_videos(tmp_path / "videos", 4)
+    boxes = folder / "boxes.csv"
+    listed = [row for row in boxes.read_text().splitlines() if not row.startswith("clip2")]
+    boxes.write_text("\n".join(listed))
+    options = (*SMALL, "--proposals", "annotations", "--annotations", boxes)
+    assert extract(folder, *options) == 3
+    said = capsys.readouterr().err
+    assert "1 of 4 clips failed\n" in said
+    assert "mended" not in said
+    assert "repair" not in said
+    assert "extract to another --cache with a file that does" in said
+    advised = "proposal_options.allow_missing=true"
+    assert f"--set {advised}" in said
+    other = ("extract", "--manifest", folder / "manifest.csv", "--cache", folder / "other")
+    assert code_of(*other, *options, "--set", advised) == 0
+    assert "boxes: 4 of 16 steps and 1 of 4 views have none" in capsys.readouterr().out
+    # In the same folder it would be another cache.
+    assert extract(folder, *options, "--set", advised) == 2
+    assert f"this command asks for: --set {advised}. Point" in capsys.readouterr().err
+    assert extract(folder, *options, "--accept-failures") == 0
 
 
 def test_a_damaged_list_is_said_and_found(place, capsys):
@@ -113,3 +138,16 @@ def test_a_damaged_list_is_said_and_found(place, capsys):
     capsys.readouterr()
     assert code_of("verify", "--cache", place / "cache", "--workers", "0") == 3
     assert f"{path}: changed since it was written; delete it" in capsys.readouterr().out
+
+
+def test_a_rerun_says_what_is_left_and_nothing_where_nothing_is(place, capsys):
+    """A clip that gets more views has two places in the cache, and is one clip all the same."""
+    capsys.readouterr()
+    assert extract(place, *SMALL, "--accept-failures") == 0
+    said = capsys.readouterr()
+    assert "every shard was complete already" in said.out
+    assert "resuming" not in said.err
+    assert extract(place, "--add", "views", "--train-views", "2", "--device", "cpu") == 0
+    said = capsys.readouterr()
+    assert "adding what 4 clips lack" in said.err
+    assert "resuming" not in said.err

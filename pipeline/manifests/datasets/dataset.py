@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.manifests.manifest import ManifestError, wrong_id
+from pipeline.text.counted import counted
 
 ORDERS = ("official", "alphabetical")
 
@@ -119,12 +120,12 @@ class Dataset:
             count = self.counted.get(split)
             # A list that is missing is no difference: `absent` names it.
             if count and expected and count != expected:
-                what = f"the {split} list has {count:,} clips"
+                what = f"the {split} list has {counted(count, 'clip')}"
                 lines.append(_difference(what, count, expected))
 
         count = len(self.classes)
         if self.num_classes and count != self.num_classes:
-            lines.append(_difference(f"{count:,} classes", count, self.num_classes))
+            lines.append(_difference(counted(count, "class", "classes"), count, self.num_classes))
         return lines
 
 

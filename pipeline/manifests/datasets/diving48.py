@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.manifests.datasets.annotation_files import find, read_json, text_of, whole_of
 from pipeline.manifests.datasets.dataset import Dataset, DatasetClip
 from pipeline.manifests.manifest import ManifestError
+from pipeline.text.counted import agree, counted
 
 OFFICIAL = {1: {"train": 15_943, "val": 2_096}, 2: {"train": 15_027, "val": 1_970}}
 CLASSES = 48
@@ -70,7 +71,8 @@ def read(folder: str | Path, version: int = 2, fps: float | None = None) -> Data
     later = sum(entry.extra["start_frame"] != "0" for entry in entries)
     if later and not fps:
         data.notes.append(
-            f"{later:,} clips start after frame 0 of their video: pass --fps if the videos are "
+            f"{counted(later, 'clip')} {agree(later, 'starts', 'start')} after frame 0 of the "
+            "video: pass --fps if the videos are "
             "not cut to the dive"
         )
     return data

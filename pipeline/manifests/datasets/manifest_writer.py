@@ -10,6 +10,7 @@ from pipeline.manifests.datasets.dataset import Dataset, DatasetClip, mirrored_p
 from pipeline.manifests.datasets.video_folders import Media, choose, find_media
 from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
 from pipeline.manifests.rewriting import with_root
+from pipeline.text.counted import agree, counted
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ def write_dataset(
     rows, missing = _find_videos(data, videos)
     if missing and not rows:
         raise ManifestError(
-            f"{videos}: none of the {len(missing):,} clips is there; expected each {data.layout} "
+            f"{videos}: none of the {counted(len(missing), 'clip')} is there; expected each "
+            f"{data.layout} "
             f"({missing[0]})"
         )
     if missing and not allow_missing:
         about = about_missing(missing, len(data.entries), videos)
-        raise ManifestError(f"{about}; pass --allow-missing to leave them out")
+        raise ManifestError(f"{about}; pass --allow-missing to go on without")
 
     # The manifest comes first: it is the only step that can still refuse something.
     cells = _cells(data, rows)
@@ -112,7 +114,10 @@ def about_missing(missing: Collection[str], total: int, where: Path, what: str =
     """
     first = ", ".join(list(missing)[:3])
     more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
-    return f"{where}: {len(missing):,} of {total:,} clips have no {what} there: {first}{more}"
+    return (
+        f"{where}: {len(missing):,} of {counted(total, 'clip')} "
+        f"{agree(len(missing), 'has', 'have')} no {what} there: {first}{more}"
+    )
 
 
 def _find_videos(data: Dataset, videos: Path) -> tuple[list[_Row], list[str]]:

@@ -488,7 +488,8 @@ def weights_of(net):
 
 def test_a_frame_phase_that_does_not_fit_the_backbone_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"train_from 'res7': expected one of none, stem, .* such as res2\.0"
+        ValueError,
+        match=r"train_from 'res7' \(--train-from\): expected one of none, stem, .* such as res2\.0",
     ):
         network(recipe(frames={"train_from": "res7"}))
     options = {

@@ -413,10 +413,45 @@ def test_the_command_lists_trains_tabulates_reads_back_and_reports(place, tmp_pa
     assert "wide-seed3" in page
 
 
+def test_a_study_is_trained_on_every_fold_into_one_table(place, tmp_path, capsys):
+    """A fold's own table is that of the study with its manifest alone."""
+    plan_of(tmp_path, STUDY.replace("[3, 1]", "[3]"))
+    rows = list(csv.reader((place / "manifest.csv").open()))
+    for number, (first, second) in {1: ("val", "test"), 2: ("test", "val")}.items():
+        other = {"val": first, "test": second, "train": "train"}
+        cells = [(row[0], row[1], other[row[2]], row[3]) for row in rows[1:]]
+        (tmp_path / "folds").mkdir(exist_ok=True)
+        write_csv(tmp_path / f"folds/fold{number}.csv", rows[0], cells)
+    study = ("finetune", "--study", tmp_path / "mine.toml", "--device", "cpu", "--workers", 0)
+    study += ("--runs", tmp_path / "runs", "--root", place)
+    code, out, _ = vidgraph(capsys, *study, "--folds", tmp_path / "folds", "--list")
+    assert (code, out.count("mine: 2 rows, 2 members")) == (0, 2)
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = vidgraph(capsys, *study, "--folds", tmp_path / "folds")
+    assert code == 0
+    assert "over folds" in out
+
+    code, _, _ = vidgraph(
+        capsys, *study, "--manifest", tmp_path / "folds/fold2.csv", "--name", "alone"
+    )
+    assert code == 0
+    folder = tmp_path / "runs" / "mine"
+    of_fold = json.loads((folder / "fold2" / "results.json").read_text())
+    alone = json.loads((tmp_path / "runs" / "alone" / "results.json").read_text())
+    whole = json.loads((folder / "results.json").read_text())
+    for k, row in enumerate(alone["rows"]):
+        figures = [one["metrics"] for one in row["members"]]
+        assert [one["metrics"] for one in of_fold["rows"][k]["members"]] == figures
+        members = whole["rows"][k]["members"]
+        assert [one["fold"] for one in members] == ["fold1", "fold2"]
+        assert members[1]["metrics"] == figures[0]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("recipe.toml",), "expected RECIPE or --study STUDY, got both"),
+        (("--folds", "."), "--manifest and --folds: expected one of them, got both"),
         (("--seed", 1), "--seed: a study has its own seeds"),
         (("--size", 64), "--size: the study sets extract.sampling.size"),
         (("--backbone", "i3d_r50"), "--backbone: the study sets extract.backbone"),

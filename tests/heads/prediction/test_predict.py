@@ -179,7 +179,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_an_evaluation_from_frames_and
     options = ["--manifest", tmp_path / "here" / "manifest.csv", "--workers", "0"]
     assert code_of("evaluate", copy / "tuned", *options, "--device", "cpu") == 3
     said = capsys.readouterr()
-    assert "split test: 1 of 2 clips cannot be read and are left out: clip6" in said.err
+    assert "split test: 1 of 2 clips cannot be read and is left out: clip6" in said.err
     assert "written to " in said.out
     stored = stored_logits(copy / "tuned" / "predictions_test.npz")
     assert list(stored) == ["clip5"]
@@ -273,7 +273,7 @@ def test_files_of_the_training_that_are_gone_or_others_are_refused_in_one_line(
     else:
         asked["seed"] = 1
         asked["backbone_options"] = {"width": 4}
-        match = "features of new videos would not be those .*: backbone_options"
+        match = "features of new videos would not be those .*: --set backbone_options.width=8 there"
     run_files.write_json(run / "run.json", record)
     with pytest.raises(ValueError, match=match) as error:
         predict_videos(run, [place / "manifest.csv"], options=HERE)

@@ -124,6 +124,16 @@ def test_folds_are_averaged_and_each_fold_counts_once(tmp_path):
     assert {row["name"] for row in table(out, "study-1")} == {"strong-fold2", "weak-fold2"}
 
 
+def test_folds_in_folders_of_one_name_are_called_after_what_they_share(tmp_path):
+    """As `ablate --folds` leaves them beside a run of the same recipe."""
+    for number in (1, 2):
+        more = {"clips": tuple(f"fold{number}-{k}" for k in range(30)), "about": fold(number, 30)}
+        Made("pool", skill=0.5, epochs=4, **more).write(tmp_path / "runs" / f"fold{number}")
+    Made("pool", skill=0.5).write(tmp_path / "runs" / "alone")
+    (row,) = table(write(tmp_path), "folds")
+    assert row["name"] == "pool, epochs=4"
+
+
 def test_manifests_of_other_videos_are_no_folds(tmp_path):
     other = fold(2, 30)
     other["manifest"]["splits"]["train"]["classes"] = {"put": 30}

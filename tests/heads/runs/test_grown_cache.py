@@ -173,7 +173,7 @@ def test_a_joined_cache_that_lacks_views_is_refused_with_the_command_for_its_par
         for clip in manifest.clips
     ]
     manifest = replace(manifest, clips=tuple(turned), sha256="another")
-    with pytest.raises(ValueError, match=rf"{other.path}: 1 clips of split 'train' .*clip7"):
+    with pytest.raises(ValueError, match=rf"{other.path}: 1 clip of split 'train' .*clip7"):
         train(
             recipe(), open_caches([small, other.path]), tmp_path / "run", manifest=manifest, seed=0
         )
@@ -204,5 +204,5 @@ def test_an_export_says_which_clips_lack_its_views_and_what_adds_them(small, tmp
     said = []
     export(Cache(small), "npy", tmp_path / "out", views="test", say=said.append)
     (line,) = [line for line in said if line.startswith("split train")]
-    assert "2 clips have no test views" in line
+    assert "2 clips left out (no test views)" in line
     assert f"vidgraph extract --cache {small} --add views --views-for-all" in line

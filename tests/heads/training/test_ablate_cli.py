@@ -44,7 +44,7 @@ def ablate(capsys, place, study, *more):
 def test_a_study_ends_with_a_table_and_a_second_call_reads_it_back(place, capsys):
     code, out, err = ablate(capsys, place, "rates.toml")
     assert code == 0
-    assert "1 of 12 clips failed at extraction and are left out: clip-1" in out
+    assert "1 of 12 clips failed at extraction and is left out: clip-1" in out
     assert "rates: 2 members; an epoch of all is 1 pass over the cache" in out
     assert "train: 4/4 epochs" in err
     table = (place / "runs" / "rates" / "results.txt").read_text()
@@ -108,7 +108,7 @@ def test_listing_trains_nothing(place, capsys):
         (("--set", "train.lrr=1"), "member pool,train.lr=0.1: no key train.lrr; did you mean lr?"),
         (
             ("--set", "data.first_labels=9"),
-            "member pool,train.lr=0.1-seed0: data.first_labels: expected at most the 3 classes",
+            "member pool,train.lr=0.1-seed0: --set data.first_labels: expected at most the 3",
         ),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--resident", "gpu"), "resident gpu: the run computes on the CPU"),

@@ -242,7 +242,7 @@ def test_failed_clips_are_left_out_and_said(cache, tmp_path):
     result = run(recipe(epochs=1), cache, tmp_path, say=lines.append)
     assert result.excluded["train"] == {"failed": 1, "absent": 0, "other": 0}
     assert result.excluded["val"] == {"failed": 1, "absent": 0, "other": 0}
-    assert "split train: 1 of 12 clips failed at extraction and are left out: clip-1" in lines
+    assert "split train: 1 of 12 clips failed at extraction and is left out: clip-1" in lines
     rows = a_part(cache).all_rows()[0]
     assert cache["train"].ok[rows].all()
 
@@ -263,7 +263,7 @@ def test_labels_and_splits_can_come_from_another_manifest(cache, tmp_path):
     result = run(recipe(epochs=1), cache, tmp_path / "run", manifest=manifest, say=lines.append)
     assert result.split == "val"
     assert "test" not in result.metrics
-    assert any("are not in the cache and are left out: new" in line for line in lines)
+    assert any("is not in the cache and is left out: new" in line for line in lines)
     assert runs.read_json(tmp_path / "run" / "run.json")["classes"] == ["a", "b"]
 
 
@@ -609,7 +609,7 @@ def test_a_split_that_is_missing_or_empty_is_refused(tmp_path):
     cache = Tiny(splits=("train", "train", "val"), labels=["a", "b", "a"], failed=(2,)).write(
         tmp_path / "failed"
     )
-    with pytest.raises(ValueError, match=r"no test view of the 1 clips of split 'val' \(1 failed"):
+    with pytest.raises(ValueError, match=r"no test view of the 1 clip of split 'val' \(1 failed"):
         run(recipe(), cache, tmp_path / "run")
 
 
@@ -632,7 +632,7 @@ def test_a_cache_without_labels_or_with_one_class_is_refused(tmp_path):
 def test_evaluation_refuses_another_backbone_and_takes_more_views(cache, tmp_path):
     run(recipe(epochs=1), cache, tmp_path / "run")
     other = Tiny(config={"backbone": "i3d_r50"}).write(tmp_path / "other")
-    with pytest.raises(ValueError, match="backbone 'digit_cnn' there, 'i3d_r50' here"):
+    with pytest.raises(ValueError, match="--backbone digit_cnn there, --backbone i3d_r50 here"):
         evaluate(tmp_path / "run", other, "test", device="cpu", say=str)
     wide = Tiny(C=5).write(tmp_path / "wide")
     with pytest.raises(

@@ -40,7 +40,7 @@ def train(capsys, place, *more) -> tuple[int, str, str]:
 def test_training_ends_with_a_table_and_evaluation_repeats_it(place, capsys):
     code, out, _ = train(capsys, place, "--seed", 4)
     assert code == 0
-    assert "1 of 12 clips failed at extraction and are left out: clip-1" in out
+    assert "1 of 12 clips failed at extraction and is left out: clip-1" in out
     assert "epoch 2/2" in out
     assert "top-1 %" in out
     assert "waiting for data" in out
@@ -153,13 +153,13 @@ def test_a_cache_of_another_backbone_is_bad_input(place, tmp_path, capsys):
         capsys, "evaluate", folder, "--cache", tmp_path / "cache", "--device", "cpu"
     )
     assert (code, err.count("\n")) == (2, 1)
-    assert "backbone 'digit_cnn' there, 'i3d_r50' here" in err
+    assert "--backbone digit_cnn there, --backbone i3d_r50 here" in err
     how = ("--runs", tmp_path / "runs", "--device", "cpu", "--start", folder)
     code, _, err = vidgraph(
         capsys, "train", place / "tiny.toml", "--cache", tmp_path / "cache", *how
     )
     assert code == 2
-    assert "backbone 'digit_cnn' there, 'i3d_r50' here" in err
+    assert "--backbone digit_cnn there, --backbone i3d_r50 here" in err
 
 
 def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):

@@ -84,7 +84,9 @@ def test_clips_in_both_caches_are_refused(two, tmp_path):
 def test_caches_of_other_options_are_refused_with_what_differs(two, tmp_path):
     config = {"backbone": "resnet18", "sampling": {"train_views": 3}}
     other = Tiny(splits=FEW, prefix="c-", config=config).write(tmp_path).path
-    with pytest.raises(CacheError, match="backbone digit_cnn there, resnet18 here; sampling"):
+    with pytest.raises(
+        CacheError, match=r"--backbone digit_cnn there, --backbone resnet18 here\. Give one"
+    ):
         open_caches([two[0], other])
 
 

@@ -285,8 +285,8 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
     with pytest.raises(CacheError) as caught:
         create_cache(path, {"backbone": {"name": "tiny", "depth": 5}, "seed": 1}, manifest, 3)
     said = str(caught.value)
-    assert "made with backbone.depth=3, seed=none;" in said
-    assert "this command asks for backbone.depth=5, seed=1" in said
+    assert "the cache was made with other options: backbone.depth=3, without --seed;" in said
+    assert "this command asks for: backbone.depth=5, --seed 1. " in said
     assert said.endswith(f"pass the same options (--like {path} takes them from it)")
     assert "backbone.name" not in said
 

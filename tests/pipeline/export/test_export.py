@@ -44,7 +44,7 @@ def run(*args: object) -> str:
 
 def test_npy_files_hold_the_rows_that_their_table_names(cache, tmp_path):
     output = run(cache.path, "--to", "npy", "--out", tmp_path / "out", "--fields", "pooled,boxes")
-    assert "split train: 1 clips failed at extraction and are left out: clip-1" in output
+    assert "split train: 1 clip left out (failed at extraction): clip-1" in output
     for split, group, count in (("train", "train", 4), ("val", "test", 4), ("test", "test", 4)):
         table = rows_of(tmp_path / "out" / split / "rows.csv")
         assert len(table) == count
@@ -256,7 +256,7 @@ def test_fiftyone_gets_boxes_of_the_whole_frame(boxed, tmp_path):
     lines: list[str] = []
     written = export(boxed, "fiftyone", tmp_path / "out", say=lines.append)
     assert written.views == 1
-    assert "1 clips are folders of frames and are left out" in lines[0]
+    assert "1 clip left out (folders of frames" in lines[0]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["type"] == "eta.core.datasets.LabeledVideoDataset"
     (entry,) = manifest["index"]

@@ -224,7 +224,7 @@ def test_clips_without_boxes_are_missing(tmp_path):
     asked = ("something-something-v2", annotations, "--videos", videos, "--out", out, "--subset")
     refused = run(*asked, "--boxes", tmp_path / "boxes.json").exception
     assert isinstance(refused, ValueError)
-    assert "1 of 4 clips have no boxes there: 3" in str(refused)
+    assert "1 of 4 clips has no boxes there: 3" in str(refused)
     done = run(*asked, "--boxes", tmp_path / "boxes.json", "--allow-missing")
     assert done.return_value == 3
     assert [clip.clip for clip in read_manifest(tmp_path / "m.csv").clips] == ["1", "2", "5"]
@@ -399,7 +399,7 @@ def test_diving48_frames_become_seconds_where_a_dive_starts_later(tmp_path):
         (None, None),
         (1.0, 3.0),
     ]
-    assert "1 clips start after frame 0" in diving48.read(folder).notes[0]
+    assert "1 clip starts after frame 0" in diving48.read(folder).notes[0]
     assert diving48.read(folder).entries[1].labels == ("1",)
 
 
@@ -468,7 +468,7 @@ def test_a_name_that_climbs_out_of_the_videos_is_not_followed(tmp_path):
     asked = ("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv")
     refused = run(*asked).exception
     assert isinstance(refused, ManifestError)
-    assert "1 of 4 clips have no video there: ../6" in str(refused)
+    assert "1 of 4 clips has no video there: ../6" in str(refused)
 
 
 def test_a_link_out_of_the_videos_is_seen_when_the_clip_is_opened(tmp_path):

@@ -104,8 +104,8 @@ def test_what_a_person_edited_is_kept(tmp_path):
     out.write_text(edited)
     refused = run(*command)
     assert isinstance(refused.exception, ManifestError)
-    assert "--force" in str(refused.exception)
-    assert "1 rows that this command would not write, and lacks 1" in str(refused.exception)
+    assert "--add keeps its rows and adds new clips; --force replaces it" in str(refused.exception)
+    assert "1 row that this command would not write, and lacks 1" in str(refused.exception)
     assert out.read_text() == edited
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat", "dog", "m.csv"]
     assert run(*command, "--force").exit_code == 0

@@ -20,6 +20,7 @@ from pipeline.regions import boxes as geometry
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
 from pipeline.stages.repair import as_extracted
+from pipeline.stages.verify import verify
 from tests.pipeline.stages.test_extract import CLIPS, LENGTH, SAMPLING, config_of, place, run
 from tests.support.tiny_videos import write_csv
 
@@ -109,7 +110,7 @@ def test_a_cache_from_before_labels_goes_on_and_is_repaired_without_them(labelle
     assert not set(LABELS) & set(cache["train"].fields)
     # An earlier version had no such option.
     assert before.computed("", "x") == replace(before, box_labels=True).computed("", "x")
-    with pytest.raises(CacheError, match="box_classes"):
+    with pytest.raises(CacheError, match=r"without classes of boxes.*: classes of boxes cup,hand"):
         run(labelled, tmp_path / "cache", config_of(labelled))
     assert _box_labels_for({"cache": str(OF_FORMAT_1)}) is False
     # Also where its boxes have no labels: a rerun records what the first run did.
@@ -223,3 +224,17 @@ def test_a_map_is_added_to_a_cache_whose_boxes_have_names(labelled, tmp_path):
     assert set(after) - set(before) == {"conv2", "grid.conv2"}
     for name in ("box_class", "track"):
         np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_boxes_with_names_are_added_to_a_cache_without_boxes(labelled, tmp_path):
+    run(labelled, tmp_path / "cache", config_of(labelled, keep=("pooled",)))
+    run(labelled, tmp_path / "cache", config_of(labelled, keep=("pooled", "boxes")))
+    cache = Cache(tmp_path / "cache")
+    assert cache.box_classes == ("cup", "hand")
+    run(labelled, tmp_path / "whole", config_of(labelled, keep=("pooled", "boxes")))
+    added, whole = cache["train"].view(0), Cache(tmp_path / "whole")["train"].view(0)
+    assert added.keys() == whole.keys()
+    for name in ("boxes", "valid", "box_class", "track"):
+        np.testing.assert_array_equal(added[name], whole[name])
+    # One of the videos is broken.
+    assert len(verify(tmp_path / "cache")) == len(verify(tmp_path / "whole")) == 1

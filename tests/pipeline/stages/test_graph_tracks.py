@@ -76,4 +76,6 @@ def test_a_head_that_lacks_labels_is_told_where_to_get_them(tmp_path):
     assert "graphs --cache" in how_to_add(opened, "mine", ("track",))
     assert "--tracks" in how_to_add(opened, "mine", ("track",))
     said = how_to_add(opened, "mine", ("box_class", "track"))
-    assert "source of boxes that knows box_class and track" in said
+    assert "--cache NEW --proposals torchvision-detector`" in said
+    assert "then `vidgraph graphs --cache NEW --tracks`" in said
+    assert "--proposals annotations --annotations FILE" in said

@@ -11,15 +11,18 @@ import pytest
 from click.testing import CliRunner
 
 import pipeline.cache.growth
+import pipeline.stages.frozen_networks
 from cli._shared.growth import added_to
 from cli.extract import command as extract_command
 from heads.config.recipe_tables import DataOptions
 from heads.data.splits import require_split_views
 from pipeline.cache.folder import CacheError
 from pipeline.cache.reader import Cache
+from pipeline.files.atomic_files import read_json, write_json
 from pipeline.manifests.manifest import read_manifest
 from pipeline.stages.extract import extract
 from pipeline.stages.graphs import build_graphs
+from pipeline.stages.growth import require_comparable
 from pipeline.stages.jobs import RunOptions
 from pipeline.stages.verify import bad_shards, verify
 from pipeline.views.sampling import Sampling
@@ -183,9 +186,51 @@ def test_a_clip_with_another_start_and_a_manifest_of_other_clips_are_refused(wor
 
 
 def test_another_value_is_refused_and_other_contents_are_not(world, plain):
-    with pytest.raises(CacheError, match="made with seed=0; this command asks for seed=1"):
+    with pytest.raises(CacheError, match="options: --seed 0; this command asks for: --seed 1"):
         run(world, plain, config=replace(options_of(world), seed=1))
     assert run(world, plain, config=options_of(world, keep=("pooled",), train_views=1)).shards == 0
+
+
+def test_other_options_are_refused_before_weights_are_loaded(world, plain, monkeypatch):
+    """Weights may have to be downloaded for a command that is refused anyway."""
+
+    def load(config):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(pipeline.stages.frozen_networks, "backbone_of", load)
+    monkeypatch.setattr(pipeline.stages.frozen_networks, "build_proposals", load)
+    config = options_of(world)
+    others = {
+        "--size 32; this command asks for: --size 48": options_of(world, size=48),
+        "--weights none; .* asks for: --weights imagenet": replace(config, weights="imagenet"),
+        "--set backbone_options.width=8; .* for: --set backbone_options.width=3": replace(
+            config, backbone_options={"width": 3}
+        ),
+        "--backbone .*, .*; .* asks for: --backbone resnet18, ": replace(
+            config, backbone="resnet18", proposals="torchvision"
+        ),
+    }
+    for message, other in others.items():
+        with pytest.raises(CacheError, match=message):
+            run(world, plain, config=other)
+    # What cannot be told without them is left to them.
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        run(world, plain, config=config)
+
+
+def test_a_cache_of_weights_from_a_file_is_compared_by_what_else_differs(world, plain, monkeypatch):
+    record = read_json(plain / "cache.json")
+    record["config"]["weights"] = "5c" * 32
+    del record["seal"]
+    write_json(plain / "cache.json", record, "me")
+    config = replace(options_of(world), weights="weights.pt")
+    require_comparable(config, plain)
+    with pytest.raises(CacheError, match=r"options: --seed 0; this command asks for: --seed 1"):
+        require_comparable(replace(config, seed=1), plain)
+    with pytest.raises(
+        CacheError, match=r"options: --weights 5c5c5c5c5c5c \(SHA-256\); .*none\. Point"
+    ):
+        require_comparable(replace(config, weights="none"), plain)
 
 
 def test_added_fields_lie_beside_the_old_ones_and_join_on_reading(world, plain, whole):
@@ -259,7 +304,7 @@ def test_views_that_move_are_computed_again_and_that_is_said(world, tmp_path):
     more = options_of(world, sampling="stride", fps=8.0, train_views=0, test_clips=2)
     summary = run(world, tmp_path / "cache", few.name, more, say=lines.append)
     assert summary.views == 4
-    assert any("0 of its 1 test clips are among the 2" in line for line in lines)
+    assert any("0 of its 1 test clip are among the 2" in line for line in lines)
     run(world, tmp_path / "new", few.name, more)
     assert values(tmp_path / "cache") == values(tmp_path / "new")
     assert verify(tmp_path / "cache") == []
@@ -268,7 +313,9 @@ def test_views_that_move_are_computed_again_and_that_is_said(world, tmp_path):
 def test_a_clip_whose_split_has_changed_is_refused_with_the_command_that_helps(world, plain, whole):
     splits = ("val", *SPLITS[1:])
     manifest = read_manifest(write_rows(world / "moved_split.csv", range(6), splits))
-    with pytest.raises(ValueError, match=r"clip0\) have no test views; run .*--add views --man"):
+    with pytest.raises(
+        ValueError, match=r"'val' \(clip0\) has no test views; run .*--add views --man"
+    ):
         require_split_views(Cache(plain), "test", "val", manifest, ["a", "b"], DataOptions())
     with pytest.raises(ValueError, match=r"--add views --views-for-all"):
         require_split_views(Cache(plain), "test", "train", manifest, ["a", "b"], DataOptions())

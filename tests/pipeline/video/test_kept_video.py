@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.manifests.manifest import Clip
+from pipeline.manifests.manifest import Clip, read_manifest, write_clips
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import extract
+from pipeline.stages.jobs import RunOptions
 from pipeline.stages.shard_rows import RUN, _runs
 from pipeline.video import kept_video
 from pipeline.video.decode import open_clip, write_video
@@ -13,6 +16,7 @@ from pipeline.video.frame_reader import DecodeError
 from pipeline.video.kept_video import close_kept
 from pipeline.video.view_pixels import ClipOpener, DecodeViews
 from pipeline.views.sampling import Sampling
+from tests.support.tiny_videos import everything
 
 FPS, FRAMES = 10, 60
 
@@ -35,7 +39,7 @@ def nothing_kept():
 def windows(video: Path, length: float = 2.0, stride: float = 1.0) -> list[Clip]:
     starts = np.arange(0, FRAMES / FPS - length + 1e-6, stride).tolist()
     return [
-        Clip(f"w{k}", str(video), "test", (), start, start + length)
+        Clip(f"w{k}", str(video), "test", (), start, start + length, position=k)
         for k, start in enumerate(starts)
     ]
 
@@ -75,8 +79,8 @@ def test_windows_of_one_video_have_the_pixels_that_they_have_alone(video, decode
         np.testing.assert_array_equal(one.frames, other.frames)
         for mine, yours in zip(one.pixels, other.pixels, strict=True):
             np.testing.assert_array_equal(mine, yours)
-    # The last window closes the video.
-    assert not kept_video._kept
+    # It stays open for the windows of the next shard; another video's clip closes it.
+    assert kept_video._kept
 
 
 def test_a_frame_of_two_windows_is_decoded_once(video):
@@ -191,3 +195,35 @@ def test_windows_of_a_video_are_in_runs_for_one_worker_each():
     kin = [name for _, _, name in found]
     assert kin[:RUN] == ["/a 0"] * RUN
     assert kin[RUN:] == ["/a 1", "/a 1", "", "/c 0", "/c 0"]
+
+
+def test_the_windows_of_the_next_shard_go_on_with_the_open_video(video, tmp_path, monkeypatch):
+    """However few windows a shard has, the file is opened and its packets are read once."""
+    clips = windows(video)
+    write_clips(tmp_path / "windows.csv", clips, video.parent)
+    manifest = read_manifest(tmp_path / "windows.csv", video.parent)
+    config = ExtractConfig(
+        backbone="digit_cnn",
+        backbone_options={"width": 8},
+        keep=("pooled",),
+        sampling=Sampling(frames=4, size=32),
+    )
+    seen = opened(monkeypatch)
+    for shard_size in (1, 2, len(clips)):
+        seen.clear()
+        options = RunOptions(workers=0, shard_size=shard_size)
+        summary = extract(config, manifest, tmp_path / f"cache{shard_size}", options)
+        assert (summary.clips, len(seen)) == (len(clips), 1)
+        # Nothing of it stays behind.
+        assert not kept_video._kept
+    one, whole = everything(tmp_path / "cache1"), everything(tmp_path / f"cache{len(clips)}")
+    assert one == whole
+
+
+def test_windows_of_several_shards_are_in_the_runs_of_the_whole_video():
+    clips = [Clip(f"w{k}", "/a", "test", (), float(k), position=k) for k in range(2 * RUN)]
+    kin = []
+    for first in range(0, len(clips), 3):
+        shard = clips[first : first + 3]
+        kin += [name for _, _, name in _runs(shard, range(len(shard)))]
+    assert kin == ["/a 0"] * RUN + ["/a 1"] * RUN
