@@ -6,6 +6,7 @@ import click
 
 from cli._shared.caches import refuse_no_cache
 from cli._shared.options import commas
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say, warn
 
 
@@ -50,7 +51,7 @@ from cli._shared.say import say, warn
 @click.option(
     "--fps",
     default=0.0,
-    type=click.FloatRange(min=0),
+    type=RealNumber(min=0),
     help="For tad, frames per second of all videos; 0: each file's own.",
 )
 def command(caches, more_caches, to, out, fields, splits, views, manifest, fps) -> int:

@@ -17,6 +17,7 @@ from cli._shared.extraction import (
 from cli._shared.interrupt import stoppable
 from cli._shared.options import commas, pick_device, plugin_option, say_cost
 from cli._shared.progress import progress, say_aside
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say, warn
 from pipeline.text.counted import agree, counted
 
@@ -58,7 +59,7 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
 @gpus_option
 @click.option(
     "--stop-after",
-    type=click.FloatRange(min=0, min_open=True),
+    type=RealNumber(min=0, min_open=True, infinite=True),
     metavar="SECONDS",
     help="Begin no shard that would not be complete by then, and do not wait for other runs. "
     "Report this run's shards alone, without reading those of others (inf: this without a limit). "

@@ -7,6 +7,7 @@ import click
 
 from cli._shared.interrupt import stoppable
 from cli._shared.options import commas, device_option, pick_device
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say
 from pipeline.text.printable import visible_lines
 
@@ -18,7 +19,7 @@ RESUME = "stopped; finished epochs are kept, the same command resumes"
 @click.option(
     "--budget",
     default=120.0,
-    type=click.FloatRange(min=0),
+    type=RealNumber(min=0),
     help="Minutes; the largest size that fits is taken.",
 )
 @click.option(

@@ -7,6 +7,7 @@ import click
 
 from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import commas, plugin_option, shard_numbers
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say
 
 
@@ -92,7 +93,7 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
 @click.option(
     "--least",
     default=0.25,
-    type=click.FloatRange(0, 1),
+    type=RealNumber(0, 1),
     help="Smallest weight of an edge that is drawn.",
 )
 @click.option("--top", default=5, type=click.IntRange(min=1), help="Classes among the predictions.")
@@ -108,7 +109,7 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
 @click.option(
     "--fps",
     default=0.0,
-    type=click.FloatRange(min=0),
+    type=RealNumber(min=0),
     help="Frame rate of a video; 0: it lasts four seconds.",
 )
 @click.option(

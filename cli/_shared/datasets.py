@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cli._shared.options import together
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say
 from pipeline.text.counted import counted
 
@@ -71,7 +72,7 @@ def _common(name: str, order: bool = False, fps: float | None = None):
         click.option(
             "--fps",
             default=fps,
-            type=click.FloatRange(min=0, min_open=True),
+            type=RealNumber(min=0, min_open=True),
             help="Frame rate of folders of frames, per second.",
         ),
     ]
@@ -148,7 +149,7 @@ def something_v2(
 @click.option(
     "--window",
     default=0.0,
-    type=click.FloatRange(min=0),
+    type=RealNumber(min=0),
     help="Cut training videos into pieces of so many seconds, each with its own labels; 0: "
     "whole videos.",
 )

@@ -17,6 +17,7 @@ from cli._shared.options import (
     time_limit_option,
     together,
 )
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say
 
 # Options that go into `Sampling` and `ExtractConfig` under their own names.
@@ -56,11 +57,14 @@ def views_options(function):
             help="How frames are picked.",
         ),
         click.option(
-            "--fps", default=6.0, help="Frame rate of --sampling stride, frames per second."
+            "--fps",
+            default=6.0,
+            type=RealNumber(),
+            help="Frame rate of --sampling stride, frames per second.",
         ),
         click.option(
             "--source-fps",
-            type=click.FloatRange(min=0, min_open=True),
+            type=RealNumber(min=0, min_open=True),
             help="Frame rate of the clips, frames per second; the manifest's column fps wins.  "
             "[default: by their time stamps]",
         ),
@@ -74,7 +78,12 @@ def views_options(function):
             type=_one_of("gos gos_floor short_side multiscale centre"),
             help="Crop of train views.",
         ),
-        click.option("--flip", default=0.5, help="Probability that a training view is mirrored."),
+        click.option(
+            "--flip",
+            default=0.5,
+            type=RealNumber(),
+            help="Probability that a training view is mirrored.",
+        ),
         click.option(
             "--flip-protect",
             default="",
@@ -152,7 +161,7 @@ def network_options(function):
         ),
         click.option(
             "--nearest-boxes",
-            type=click.FloatRange(min=0),
+            type=RealNumber(min=0),
             metavar="SECONDS",
             help="A frame that the annotations leave out takes the boxes of the nearest frame that "
             "has some, up to so far away; for detectors that ran at 1 to 5 frames a second.  "

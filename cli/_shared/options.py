@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import warn
 from cli._shared.set_keys import keep_set_keys
 
@@ -100,7 +101,7 @@ def require_writable(path: Path, as_it_is: bool = False) -> None:
 
 def time_limit_option(seconds: float) -> Callable:
     """Make the option --time-limit with its default."""
-    positive = click.FloatRange(min=0, min_open=True)
+    positive = RealNumber(min=0, min_open=True)
     return click.option(
         "--time-limit", default=seconds, type=positive, help="Seconds a clip may take to decode."
     )

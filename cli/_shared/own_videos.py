@@ -7,6 +7,7 @@ import click
 from cli._shared.datasets import print_counts
 from cli._shared.options import FOLDER, time_limit_option, together
 from cli._shared.progress import progress
+from cli._shared.real_numbers import RealNumber
 from cli._shared.say import say
 from pipeline.text.counted import counted
 
@@ -31,10 +32,16 @@ def _split_options(splits: tuple[str, ...], words: str):
                 "--split-by", default=splits[0], type=click.Choice(splits), help=f"{words}."
             ),
             click.option(
-                "--val", default=0.1, help="Share of the clips that is drawn for val, 0 to 1."
+                "--val",
+                default=0.1,
+                type=RealNumber(),
+                help="Share of the clips that is drawn for val, 0 to 1.",
             ),
             click.option(
-                "--test", default=0.1, help="Share of the clips that is drawn for test, 0 to 1."
+                "--test",
+                default=0.1,
+                type=RealNumber(),
+                help="Share of the clips that is drawn for test, 0 to 1.",
             ),
             click.option("--seed", default=0, help="Seed of that drawing."),
         ]
@@ -94,7 +101,7 @@ def from_folder(
 @click.option(
     "--val",
     default=0.1,
-    type=click.FloatRange(0, 1, max_open=True),
+    type=RealNumber(0, 1, max_open=True),
     help="Share of all clips that is val in each fold, drawn from those that are not tested.",
 )
 @click.option(
@@ -139,13 +146,13 @@ def folds(
 @click.option(
     "--length",
     default=2.0,
-    type=click.FloatRange(min=0, min_open=True),
+    type=RealNumber(min=0, min_open=True),
     help="Of a window, in --unit.",
 )
 @click.option(
     "--stride",
     default=1.0,
-    type=click.FloatRange(min=0, min_open=True),
+    type=RealNumber(min=0, min_open=True),
     help="From the start of one window to that of the next, in --unit.",
 )
 @click.option(
@@ -161,7 +168,7 @@ def folds(
 @click.option("--root", type=FOLDER, help="Folder that paths of a manifest start from.")
 @click.option(
     "--source-fps",
-    type=click.FloatRange(min=0, min_open=True),
+    type=RealNumber(min=0, min_open=True),
     help="Frame rate of folders of frames, per second.",
 )
 @click.option(

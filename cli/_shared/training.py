@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli._shared.options import together
+from cli._shared.real_numbers import RealNumber
 
 _SHORT = ("epochs", "lr", "batch")
 
@@ -18,7 +19,7 @@ short_options = together(
         ),
         click.option(
             "--lr",
-            type=click.FloatRange(min=0, min_open=True),
+            type=RealNumber(min=0, min_open=True),
             help="Learning rate; short for --set train.lr.  [default: the recipe's]",
         ),
         click.option(
