@@ -255,7 +255,8 @@ class _Feeder(threading.Thread):
         self._idle = self._short = False
         if arena:
             arena.freed = self._memory_is_free
-        # Guards _queue against _broken: no ticket is queued after the last worker has gone.
+        # Guards _queue against _broken: no ticket is queued after the last worker has gone. Nor is
+        # one queued while the queue is looked through.
         self._lock = threading.Lock()
         self._closing = False
         self._broken = ""
@@ -379,7 +380,10 @@ class _Feeder(threading.Thread):
         if not self._queue[0].kin:
             return 0
         others = {one.kin for one in self._workers if one is not worker}
-        return choose_task([ticket.kin for ticket in self._queue], worker.kin, others)
+        # Nobody may add a ticket meanwhile: a deque that grows refuses to be looked through.
+        with self._lock:
+            waiting = [ticket.kin for ticket in self._queue]
+        return choose_task(waiting, worker.kin, others)
 
     def _likely_block(self) -> Block | None:
         """A block for an answer that is as large as the last one; None if there is none to spare.

@@ -1,11 +1,14 @@
 """Which task an idle worker takes."""
 
+import time
 from dataclasses import dataclass
 
 import pytest
 
+from pipeline.workers import decode_pool
 from pipeline.workers.affinity import choose_task
 from pipeline.workers.decode_pool import WorkerPool
+from pipeline.workers.pool_process import Ticket
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,33 @@ def test_answers_that_do_not_fit_the_memory_never_block_tasks_of_several_kinds()
         answers = list(pool.imap(tasks, ahead=8))
     assert [task for task, _ in answers] == tasks
     assert all(answer.nbytes == 1 << 20 for _, answer in answers)
+
+
+def number_of(task: Task) -> int:
+    return task.number
+
+
+def test_tasks_may_come_while_a_worker_chooses_one(monkeypatch):
+    class SlowTicket(Ticket):
+        """Whoever looks at its kin lets other threads run."""
+
+        @property
+        def kin(self):
+            time.sleep(1e-3)
+            return self._kin
+
+        @kin.setter
+        def kin(self, kin):
+            self._kin = kin
+
+    monkeypatch.setattr(decode_pool, "Ticket", SlowTicket)
+
+    def tasks():
+        for k in range(60):
+            time.sleep(3e-3)
+            yield Task(k, "abc"[k % 3])
+
+    with WorkerPool(number_of, workers=2) as pool:
+        list(pool.imap([Task(0, ""), Task(1, "")], ahead=2))  # the workers have started
+        answers = [answer for _, answer in pool.imap(tasks(), ahead=30)]
+    assert answers == list(range(60))
