@@ -94,8 +94,9 @@ def serve(
             answer = error
         try:
             _send(pipe, answer, memory, granted)
-        except (MemoryError, OSError):
-            # Half an answer cannot be taken back: end as if the kernel had killed this process.
+        except (MemoryError, OSError, EOFError):
+            # Half an answer cannot be taken back, or the parent has gone while this process waited
+            # for a block: end as if the kernel had killed this process.
             os.kill(os.getpid(), signal.SIGKILL)
         answer = None  # a worker that waits must not hold the last result
 
@@ -234,10 +235,16 @@ def receive(
 
     Raises:
         EOFError: the worker is gone, or `more` raised it.
+        RuntimeError: the answer cannot be unpickled.
     """
     head, sizes, where, in_block = pickle.loads(pipe.recv_bytes())
     buffers = arena.arrays(block, sizes) if in_block else _read_arrays(pipe, sizes, more)
-    answer = pickle.loads(head, buffers=buffers)
+    try:
+        answer = pickle.loads(head, buffers=buffers)
+    except Exception as error:
+        # An OSError or EOFError would say that the worker is gone, and the block, which the arrays
+        # give back, would be given back twice.
+        raise RuntimeError(f"an answer cannot be unpickled ({error!r})") from error
     if where:
         answer.__cause__ = RemoteTraceback(f"\n{where}")
     return answer, spread(sizes)[1] if in_block else 0

@@ -3,17 +3,20 @@ vain.
 """
 
 import os
+import pickle
 import random
 import signal
 import time
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.workers.arena import PAGE, Arena, Bell, Block, spread
+from pipeline.workers.arena import PAGE, Arena, Bell, Block, StartMarks, spread
 from pipeline.workers.decode_pool import WorkerDied, WorkerPool, _Feeder
+from pipeline.workers.pool_worker import GRANT, NO_BLOCK, receive, serve
 
 # Seconds: no working machine takes so long, so a test that would wait for ever fails.
 NET = 300.0
@@ -46,6 +49,18 @@ def noise_or_death(task: tuple[str, int]) -> np.ndarray:
 
         Connection.recv_bytes = receive_and_die
     return np.full(size, 7, np.uint8)
+
+
+class RefusesHere:
+    """An array that only the process that made it can read."""
+
+    def __init__(self, size: int):
+        self.array, self.home = np.zeros(size, np.uint8), os.getpid()
+
+    def __setstate__(self, state: dict) -> None:
+        if state["home"] != os.getpid():
+            raise OSError("not at home")
+        vars(self).update(state)
 
 
 def same(answer: dict, task: tuple[int, int]) -> bool:
@@ -221,6 +236,32 @@ def test_a_worker_that_dies_with_a_block_gives_it_back():
         assert whole.tolist() == [7] * MIB
         del whole
         assert pool.arena.free_bytes == pool.arena.size
+
+
+def test_an_answer_that_cannot_be_unpickled_ends_the_pool_and_is_no_dead_worker():
+    """Its memory is given back once: twice would give one block to two workers."""
+    with WorkerPool(RefusesHere, 1, timeout=NET, again=5, shared_bytes=2 * MIB) as pool:
+        with pytest.raises(RuntimeError, match=r"cannot be unpickled \(OSError\('not at home'\)\)"):
+            next(pool.imap([MIB], ahead=1))
+        assert pool.arena.free_bytes == pool.arena.size
+
+
+def test_a_worker_that_waits_for_memory_of_a_parent_that_is_gone_ends_without_a_word(capfd):
+    context, marks, memory = get_context("spawn"), StartMarks(1), Arena(PAGE)
+    ours, its = context.Pipe()
+    worker = context.Process(
+        target=serve,
+        args=(its, pickle.dumps(noise), os.getpid(), (marks.file, 0), memory.file),
+    )
+    worker.start()
+    its.close()
+    assert receive(ours, lambda: None)[0] is None
+    ours.send_bytes(GRANT.pack(NO_BLOCK, 0) + pickle.dumps((0, MIB)))
+    assert receive(ours, lambda: None)[0].bytes > MIB
+    ours.close()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    assert capfd.readouterr().err == ""
 
 
 def test_nothing_of_it_has_a_name():
