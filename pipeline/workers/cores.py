@@ -96,28 +96,44 @@ def _cgroup_limit() -> int | None:
 
     A group grants microseconds of core time per period of so many microseconds.
     """
+    limits: list[int] = []
+    for folder, version in own_groups("cpu"):
+        files = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        limits += _limit_of_group(folder, files)
+    return min(limits, default=None)
+
+
+def own_groups(controller: str) -> list[tuple[Path, int]]:
+    """Return the control groups of this process, and those above them.
+
+    Args:
+        controller: what they limit, such as "cpu".
+
+    Returns:
+        (folder, version of its files, 1 or 2) of each; some may not exist.
+    """
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:
-        return None
+        return []
 
-    limits: list[int] = []
+    found: list[tuple[Path, int]] = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            root, files = CGROUPS, ("cpu.max",)
-        elif "cpu" in controllers.split(","):
-            root, files = CGROUPS / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            root, version = CGROUPS, 2
+        elif controller in controllers.split(","):
+            root, version = CGROUPS / controller, 1
         else:
             continue
 
         # In a container the path may be the host's, of which only the root exists here.
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
-            limits += _limit_of_group(folder, files)
+            found.append((folder, version))
             if folder == root:
                 break
-    return min(limits, default=None)
+    return found
 
 
 def _limit_of_group(folder: Path, files: tuple[str, ...]) -> list[int]:

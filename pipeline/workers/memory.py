@@ -3,7 +3,12 @@
 import ctypes
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
+
+from pipeline.workers.cores import own_groups
+
+MEMINFO = Path("/proc/meminfo")
 
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -41,19 +46,28 @@ def keep_freed_memory() -> bool:
 def free_memory() -> int:
     """Return the bytes that this process may still take.
 
-    That is what the machine has free, or less if the process's control group allows less.
+    That is what the machine has free, or less if one of the process's control groups (a container,
+    a job of Slurm) allows less. What files take of it counts as free: the system gives it up.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            # Counts the page cache too, which the system gives up when memory is needed.
+    # Systems without these files do without.
+    with suppress(OSError, ValueError):
+        for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError):
-        # This system has no such files: what is known so far has to do.
-        return free
-    return free
+    for folder, version in own_groups("memory"):
+        with suppress(OSError, ValueError):
+            free = min(free, _left_in_group(folder, version))
+    return max(0, free)
+
+
+def _left_in_group(folder: Path, version: int) -> int:
+    """The bytes that a control group still grants. ValueError without a limit ("max")."""
+    files = ("memory.max", "memory.current")
+    kinds = ("inactive_file", "active_file")
+    if version == 1:
+        files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        kinds = ("total_inactive_file", "total_active_file")
+    limit, used = (int((folder / name).read_text()) for name in files)
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return limit - used + sum(int(statistics[kind]) for kind in kinds)
