@@ -59,16 +59,16 @@ def near_cores(gpus: Sequence[str], cores: Sequence[int]) -> list[list[int]]:
     """Divide cores among GPUs, so that each gets cores of its own memory node.
 
     Args:
-        gpus: names of GPUs, one for each process.
+        gpus: names of GPUs as in CUDA_VISIBLE_DEVICES, one for each process.
         cores: the numbers of the cores that these processes may use.
 
     Returns:
         The cores of each GPU; no core occurs twice. Where the system does not tell what is near, or
         where a GPU has no core near it, each GPU gets an equal share of all.
     """
-    buses, near = dict(_installed()), []
+    installed, near = _installed(), []
     for name in gpus:
-        near.append(_cores_at(buses.get(name, "")) & set(cores))
+        near.append(_cores_at(_bus_of(name, installed)) & set(cores))
     if not all(near):
         near = [set(cores)] * len(gpus)
 
@@ -108,6 +108,18 @@ def _installed() -> list[tuple[str, str]]:
         if uuid.strip():
             found.append((uuid.strip(), bus.strip()))
     return found
+
+
+def _bus_of(name: str, installed: Sequence[tuple[str, str]]) -> str:
+    """The PCI address of a GPU that CUDA_VISIBLE_DEVICES names; "" if it is not one of these.
+
+    Slurm names GPUs by numbers. CUDA counts equal GPUs by their PCI addresses, as nvidia-smi does.
+    """
+    if name.isdecimal():
+        return installed[int(name)][1] if int(name) < len(installed) else ""
+    # CUDA takes the beginning of a UUID, too.
+    buses = [bus for uuid, bus in installed if uuid.startswith(name)]
+    return buses[0] if len(buses) == 1 else ""
 
 
 def _cores_at(bus: str) -> set[int]:

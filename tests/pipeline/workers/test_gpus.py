@@ -64,6 +64,17 @@ def test_each_gpu_gets_whole_cores_of_its_memory_node_and_no_core_twice(node):
     assert near_cores(["GPU-3"], range(16)) == [[4, 12, 5, 13, 6, 14, 7, 15]]
 
 
+def test_numbers_as_slurm_sets_them_find_the_near_cores_too(node, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    shares = near_cores(chosen_gpus("all"), range(16))
+    assert shares == [[0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]]
+
+
+@pytest.mark.parametrize("name", ["4", "GPU-", "MIG-0"])
+def test_a_name_that_is_no_gpu_of_this_machine_has_no_near_cores(node, name):
+    assert near_cores([name, "GPU-0"], [0, 1, 2, 3, 4, 5]) == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_only_cores_that_the_process_may_use_are_given(node):
     assert near_cores(["GPU-0", "GPU-2"], [1, 2, 4]) == [[1, 2], [4]]
 
