@@ -66,7 +66,7 @@ class Pace:
     Attributes:
         rate: views per second of the run.
         alone: views per second of the networks alone.
-        networks: the part of the time in which the networks were busy, 0 to 1.
+        networks: the part of the time in which the networks were busy, 0 to 1: rate / alone.
         decoders: the same of the decode processes.
         writer: the same of the thread that writes.
         advice: what to add, or what set the pace.
@@ -92,11 +92,13 @@ def pace_of(work: Work, seconds: float) -> Pace | None:
     """
     if not work.views or work.wall <= 0 or work.networks <= 0 or seconds <= 0:
         return None
-    # Several processes do their work in the same seconds.
-    alone = work.views / work.networks * max(1.0, work.wall / seconds)
-    networks = min(1.0, work.networks / work.wall)
-    decoders = min(1.0, work.decode / work.decoders)
-    writer = min(1.0, work.write / work.wall)
+    # Several processes do their work in the same seconds. One of them does nothing for the shards
+    # while it starts.
+    spent = max(work.wall, seconds)
+    alone = work.views / work.networks * spent / seconds
+    networks = min(1.0, work.networks / spent)
+    decoders = min(1.0, work.decode / (work.decoders * spent / work.wall))
+    writer = min(1.0, work.write / spent)
     advice = _advice(networks, decoders, writer)
     return Pace(work.views / seconds, alone, networks, decoders, writer, advice)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.stages.bottleneck import Work, describe_work
+from pipeline.stages.bottleneck import Work, describe_work, pace_of
 
 
 def shard(views=100, wall=10.0, backbone=1.0, proposals=0.0, decode=1.0, write=1.0, workers=1):
@@ -27,10 +27,23 @@ def test_it_gives_the_rates_and_the_idle_shares():
     line = describe_work(
         work_of([shard(backbone=7.0, proposals=2.0, decode=16.0, workers=2, write=2.0)]), 12.5
     )
-    # 100 views in 12.5 s; in 9 s of the networks; 16 of 20 s of the decoders; 2 of 10 s.
+    # 100 views in 12.5 s; in 9 s of the networks; 16 of 25 s of the decoders; 2 of 12.5 s.
     assert line.startswith(
-        "8.0 views/s; the networks alone 11.1 (90 %); decoders idle 20 %; writer idle 80 %: "
+        "8.0 views/s; the networks alone 11.1 (72 %); decoders idle 36 %; writer idle 84 %: "
     )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 7])
+@pytest.mark.parametrize("seconds", [10.0, 12.5, 40.0])
+def test_the_share_is_how_near_the_one_rate_is_to_the_other(processes, seconds):
+    pace = pace_of(work_of([shard(backbone=8.0)] * processes), seconds)
+    assert pace.networks == pytest.approx(pace.rate / pace.alone)
+
+
+def test_a_run_that_mostly_starts_is_not_called_as_fast_as_its_networks():
+    line = describe_work(work_of([shard(backbone=10.0)]), 40.0)
+    assert line.startswith("2.5 views/s; the networks alone 10.0 (25 %)")
+    assert "start-up" in line
 
 
 @pytest.mark.parametrize(

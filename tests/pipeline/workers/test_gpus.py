@@ -65,9 +65,9 @@ def test_each_gpu_gets_whole_cores_of_its_memory_node_and_no_core_twice(node):
 
 
 def test_numbers_as_slurm_sets_them_find_the_near_cores_too(node, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
     shares = near_cores(chosen_gpus("all"), range(16))
-    assert shares == [[0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]]
+    assert shares == [[4, 12, 5, 13, 6, 14, 7, 15], [0, 8, 1, 9, 2, 10, 3, 11]]
 
 
 @pytest.mark.parametrize("name", ["4", "GPU-", "MIG-0"])
