@@ -284,6 +284,28 @@ def test_a_batch_is_chosen_there_by_a_trial(tmp_path, monkeypatch):
     assert sizes == [2, 2, 4, 4, 8, 8]
 
 
+def test_memory_that_was_locked_is_unlocked_once(monkeypatch):
+    calls = []
+
+    class Runtime:
+        def cudaHostRegister(self, address, size, flags):
+            calls.append(("lock", address))
+            return 0
+
+        def cudaHostUnregister(self, address):
+            calls.append(("unlock", address))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("wait"))
+    transfers = Transfers(torch.device("cuda"))
+    assert transfers.lock_pages(4096, 8192) == ""
+    transfers.unlock_pages()
+    transfers.unlock_pages()
+    # The device may still be reading.
+    assert calls == [("lock", 4096), "wait", ("unlock", 4096)]
+
+
 def test_memory_that_the_system_does_not_lock_is_used_all_the_same(monkeypatch):
     class Runtime:
         def cudaHostRegister(self, address, size, flags):

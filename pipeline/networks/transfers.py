@@ -58,6 +58,8 @@ class Transfers:
             self._inwards, self._outwards = torch.cuda.Stream(device), torch.cuda.Stream(device)
         # Sources of copies that may not be finished, with the event after them.
         self._reading: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
+        # Where memory starts whose pages are locked.
+        self._locked: list[int] = []
 
     def lock_pages(self, address: int, size: int) -> str:
         """Keep memory in its place, so that the device copies from it while this process goes on.
@@ -76,11 +78,22 @@ class Transfers:
         runtime = torch.cuda.cudart()
         error = runtime.cudaHostRegister(address, size, 0)
         if int(error) == 0:
+            self._locked.append(address)
             return ""
         # torch would raise the error at the next kernel: let it do so here.
         with suppress(RuntimeError):
             torch.zeros(1, device=self.device)
         return str(runtime.cudaGetErrorString(error))
+
+    def unlock_pages(self) -> None:
+        """Give up what `lock_pages` has kept in its place, once the device has read it.
+
+        Memory that is unmapped before would stay taken until the process ends.
+        """
+        if self._locked:
+            torch.cuda.synchronize(self.device)
+        while self._locked:
+            torch.cuda.cudart().cudaHostUnregister(self._locked.pop())
 
     def rows(self, arrays: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Tensor:
         """Put arrays of one batch on the device, each in its row.

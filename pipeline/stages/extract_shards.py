@@ -212,6 +212,8 @@ class ExtractShards:
         """End the decode workers and the watch, if there are any."""
         if "pool" in vars(self):
             self.pool.close()
+            if "models" in vars(self):
+                self.models.transfers.unlock_pages()
             # Without workers, the video of the last window is still open in this process.
             close_kept()
         if "_disk" in vars(self):

@@ -10,6 +10,7 @@ What happens when something dies:
 - The scheduler: the connection to it closes, and `DaskJobs.run` raises WorkersLost.
 """
 
+import gc
 import hashlib
 import pickle
 import threading
@@ -229,8 +230,29 @@ def tell_client(line: str) -> None:
         worker.log_event(TOPIC, line)
 
 
-# In a worker: the last job function by its name, with everything that it has loaded.
-_FUNCTIONS: dict[str, Callable] = {}
+class _Loaded:
+    """In a worker: a job function with everything that it has loaded.
+
+    Attributes:
+        function: the function.
+        jobs: how many of its jobs run.
+        replaced: whether another function has come.
+    """
+
+    def __init__(self, function: Callable):
+        self.function, self.jobs, self.replaced = function, 0, False
+
+    def close_if_done(self) -> None:
+        """Have the function let go of what it holds, once it has no more jobs."""
+        if self.replaced and not self.jobs and hasattr(self.function, "close"):
+            self.function.close()
+            self.function = None
+            # What it holds refers to it in turn: networks would stay in the GPU's memory.
+            gc.collect()
+
+
+# In a worker: the last job function by its name.
+_FUNCTIONS: dict[str, _Loaded] = {}
 _WORKER: list = []
 _LOADING, _ONE_AT_A_TIME = threading.Lock(), threading.Lock()
 
@@ -238,21 +260,34 @@ _LOADING, _ONE_AT_A_TIME = threading.Lock(), threading.Lock()
 def _run_job(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
     """In a Dask worker: run the pickled job function on one job.
 
-    The function is unpickled once, and kept until another `name` comes. It gets one job at a time
+    The function is unpickled once, and kept until another `name` comes. Then it is closed, as soon
+    as the last of its jobs is done: the worker may serve many runs. It gets one job at a time
     unless its `threads` allow more.
     """
     from distributed import get_worker
 
     with _LOADING:
         if name not in _FUNCTIONS:
+            for other in _FUNCTIONS.values():
+                other.replaced = True
+                other.close_if_done()
             _FUNCTIONS.clear()
             _WORKER[:] = [get_worker()]
             # Before the function is loaded, which may count its cores.
             cores.share_with(sharing or _neighbours())
-            _FUNCTIONS[name] = pickle.loads(payload)
-        function = _FUNCTIONS[name]
-    with nullcontext() if getattr(function, "threads", 1) > 1 else _ONE_AT_A_TIME:
-        return function(pickle.loads(job))
+            _FUNCTIONS[name] = _Loaded(pickle.loads(payload))
+        loaded = _FUNCTIONS[name]
+        loaded.jobs += 1
+    try:
+        function = loaded.function
+        with nullcontext() if getattr(function, "threads", 1) > 1 else _ONE_AT_A_TIME:
+            return function(pickle.loads(job))
+    finally:
+        # Else this frame would hold it while it is closed.
+        function = None
+        with _LOADING:
+            loaded.jobs -= 1
+            loaded.close_if_done()
 
 
 def _neighbours() -> int:

@@ -154,3 +154,17 @@ def test_decode_processes_share_enough_memory_for_four_tasks_each(monkeypatch):
 
 def test_the_engine_of_this_process_still_streams(world, tmp_path):
     assert run(world, tmp_path / "cache", options=ONE_DECODER, engine=LocalEngine()).shards == CLIPS
+
+
+def test_a_closed_run_gives_up_the_memory_that_it_locked_and_loads_no_networks_for_it(world):
+    one = ExtractShards(config_of(world), world, replace(ONE_DECODER, workers=0), redo=False)
+    one.pool.close()
+    one.close()
+    assert "models" not in vars(one)
+
+    one = ExtractShards(config_of(world), world, ONE_DECODER, redo=False)
+    unlocked = []
+    one.models.transfers.unlock_pages = lambda: unlocked.append(one)
+    one.pool.close()
+    one.close()
+    assert unlocked == [one]
