@@ -145,6 +145,8 @@ class ShardComposer:
             for position, clip in enumerate(self.clips):
                 result = None
                 if not self._settled(position):
+                    # While this process waits for a clip, decode workers may wait for memory.
+                    self.models.transfers.forget_what_was_read()
                     result = next(results)[1]
                 failed = self._take(position, clip, result, writer)
                 advance(1, int(failed))

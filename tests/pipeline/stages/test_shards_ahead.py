@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from pipeline.manifests.manifest import read_manifest
+from pipeline.networks.transfers import Transfers
 from pipeline.stages import extract_shards
 from pipeline.stages.extract import extract
 from pipeline.stages.extract_shards import SHARDS_AT_ONCE, ExtractShards
 from pipeline.stages.shard_composer import ShardComposer
+from pipeline.workers.decode_pool import Results
 from pipeline.workers.engines import LocalEngine
 from tests.support.tiny_videos import INLINE, config_of, make_videos, run
 
@@ -168,3 +170,22 @@ def test_a_closed_run_gives_up_the_memory_that_it_locked_and_loads_no_networks_f
     one.pool.close()
     one.close()
     assert unlocked == [one]
+
+
+def test_memory_that_the_device_has_read_is_let_go_before_a_clip_is_waited_for(
+    world, tmp_path, monkeypatch
+):
+    """Decode workers may wait for it."""
+    order, answer = [], Results.__next__
+
+    def waiting(results):
+        order.append("wait")
+        return answer(results)
+
+    monkeypatch.setattr(Transfers, "forget_what_was_read", lambda self: order.append("let go"))
+    monkeypatch.setattr(Results, "__next__", waiting)
+    # All clips in one shard.
+    options = replace(ONE_DECODER, workers=0, shard_size=CLIPS)
+    run(world, tmp_path / "cache", options=options)
+    # The first wait is for the shard; the last one finds that no clip is left.
+    assert order == ["wait", "let go", *["let go", "wait"] * (CLIPS - 1), "wait"]
