@@ -181,14 +181,16 @@ class ExtractShards:
         workers = self.options.workers
         if workers is None:
             workers = decoders_for(self.models.device.type, self.cores)
-        pool = WorkerPool(
-            run_task,
-            workers=workers,
-            timeout=self.options.time_limit,
-            again=AGAIN,
-            shared_bytes=shared_bytes(workers),
-            survived=self._decoder_died,
-        )
+        wanted = shared_bytes(workers)
+        try:
+            pool = self._start_pool(workers, wanted)
+        except OSError as error:
+            pool = self._start_pool(workers, 0)
+            self.say(
+                f"the system does not give {wanted >> 20:,} MiB of memory to share with decode "
+                f"processes ({error}): pixels go through pipes, which is slower; look at `ulimit "
+                f"-v`, and at the free space of the folder for temporary files"
+            )
         if pool.arena is not None:
             refusal = self.models.transfers.lock_pages(pool.arena.address, pool.arena.size)
             if refusal:
@@ -197,6 +199,16 @@ class ExtractShards:
                     f"({refusal}): copies to it are slower; raise `ulimit -l` if the networks wait"
                 )
         return pool
+
+    def _start_pool(self, workers: int, shared: int) -> WorkerPool:
+        return WorkerPool(
+            run_task,
+            workers=workers,
+            timeout=self.options.time_limit,
+            again=AGAIN,
+            shared_bytes=shared,
+            survived=self._decoder_died,
+        )
 
     def _decoder_died(self, task: ProbeClip | DecodeViews, ending: str) -> None:
         self.say(

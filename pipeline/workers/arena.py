@@ -8,6 +8,7 @@ The file has no name. So nothing is left behind however parent and workers die, 
 /dev/shm, 64 MB in many containers, does not matter.
 """
 
+import errno
 import mmap
 import os
 import tempfile
@@ -76,9 +77,14 @@ def _adopt(size: int, number: Any) -> SharedFile:
 
 
 def _anonymous_file(size: int) -> int:
-    if hasattr(os, "memfd_create"):
+    # A container may forbid what the system has.
+    with suppress(AttributeError, OSError):
         number = os.memfd_create("vidgraph", os.MFD_CLOEXEC)
-        os.ftruncate(number, size)
+        try:
+            os.ftruncate(number, size)
+        except OSError:
+            os.close(number)
+            raise
         return number
     # macOS: a file that has lost its name. All of it must be on the disk before it is mapped, since
     # a full disk would otherwise end the process that writes to it.
@@ -88,6 +94,8 @@ def _anonymous_file(size: int) -> int:
         zeros = bytes(1 << 20)
         for start in range(0, size, len(zeros)):
             os.pwrite(number, zeros[: size - start], start)
+        if os.fstat(number).st_size < size:  # the last piece was cut off
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except BaseException:
         os.close(number)
         raise

@@ -13,6 +13,7 @@ from pipeline.stages import extract_shards
 from pipeline.stages.extract import extract
 from pipeline.stages.extract_shards import SHARDS_AT_ONCE, ExtractShards
 from pipeline.stages.shard_composer import ShardComposer
+from pipeline.workers import decode_pool
 from pipeline.workers.decode_pool import Results
 from pipeline.workers.engines import LocalEngine
 from tests.support.tiny_videos import INLINE, config_of, make_videos, run
@@ -189,3 +190,20 @@ def test_memory_that_the_device_has_read_is_let_go_before_a_clip_is_waited_for(
     run(world, tmp_path / "cache", options=options)
     # The first wait is for the shard; the last one finds that no clip is left.
     assert order == ["wait", "let go", *["let go", "wait"] * (CLIPS - 1), "wait"]
+
+
+def test_without_memory_to_share_pixels_go_through_pipes_and_a_line_says_so(world, monkeypatch):
+    def refuse(size):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(decode_pool, "Arena", refuse)
+    lines = []
+    one = ExtractShards(config_of(world), world, ONE_DECODER, redo=False)
+    one.say = lines.append
+    try:
+        assert one.pool.arena is None
+    finally:
+        one.close()
+    (line,) = lines
+    assert "Cannot allocate memory" in line
+    assert "pipes" in line

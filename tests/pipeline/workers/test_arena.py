@@ -264,6 +264,14 @@ def test_a_worker_that_waits_for_memory_of_a_parent_that_is_gone_ends_without_a_
     assert capfd.readouterr().err == ""
 
 
+def test_a_disk_that_is_full_at_the_last_byte_is_an_error_here_and_not_a_signal_later(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda number, data, at: write(number, data[:-1], at))
+    with pytest.raises(OSError, match="No space left"):
+        Arena(MIB)
+
+
 def test_nothing_of_it_has_a_name():
     before = set(os.listdir("/dev/shm"))
     with WorkerPool(noise, 1, timeout=NET, shared_bytes=2 * MIB) as pool:
@@ -277,9 +285,16 @@ def test_nothing_of_it_has_a_name():
             )
 
 
-def test_without_anonymous_memory_a_file_without_a_name_does(monkeypatch, tmp_path):
-    """As on macOS."""
-    monkeypatch.delattr(os, "memfd_create", raising=False)
+def forbidden(*_asked):
+    raise PermissionError("not here")
+
+
+@pytest.mark.parametrize("system", ["macOS", "a container that forbids it"])
+def test_without_anonymous_memory_a_file_without_a_name_does(monkeypatch, tmp_path, system):
+    if system == "macOS":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    else:
+        monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with WorkerPool(noise, 1, timeout=NET, shared_bytes=2 * MIB) as pool:
         ((task, answer),) = pool.imap([(0, MIB)], ahead=1)
