@@ -5,23 +5,28 @@ cross the link between the nodes twice.
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 PCI = Path("/sys/bus/pci/devices")
 CPUS = Path("/sys/devices/system/cpu")
+# The name of a GPU in CUDA_VISIBLE_DEVICES: a number, or a UUID.
+_GPU = re.compile(r"\d+$|GPU-|MIG-")
 
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
-    They are the value of CUDA_VISIBLE_DEVICES if it is set, else all GPUs of this machine.
+    They are the value of CUDA_VISIBLE_DEVICES if it is set, else all GPUs of this machine. As for
+    CUDA, the first name that can be no GPU ends them: -1, or Slurm's NoDevFiles.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         stripped = [name.strip() for name in named.split(",")]
-        return [name for name in stripped if name]
+        return list(takewhile(_GPU.match, stripped))
     return [uuid for uuid, _ in _installed()]
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.workers import gpus
-from pipeline.workers.gpus import chosen_gpus, near_cores, parse_cores
+from pipeline.workers.gpus import chosen_gpus, near_cores, parse_cores, visible_gpus
 
 # A node of two memory nodes with two GPUs each: cores 0-3 and 4-7, whose second threads are 8-15.
 LISTED = "".join(
@@ -52,10 +52,25 @@ def test_gpus_that_are_not_there_are_refused(node, wrong):
         chosen_gpus(wrong)
 
 
-def test_a_machine_without_gpus_says_so(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize("named", ["", "-1", "NoDevFiles", "none"])
+def test_a_machine_without_gpus_says_so(monkeypatch, named):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == []
     with pytest.raises(ValueError, match="found none"):
         chosen_gpus("all")
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"),
+    [
+        ("0,2", ["0", "2"]),
+        ("1, -1, 2", ["1"]),
+        ("GPU-8a,MIG-b,,3", ["GPU-8a", "MIG-b"]),
+    ],
+)
+def test_the_first_name_that_is_no_gpu_ends_the_list_as_for_cuda(monkeypatch, named, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == seen
 
 
 def test_each_gpu_gets_whole_cores_of_its_memory_node_and_no_core_twice(node):
