@@ -13,6 +13,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 _sharing = 1  # our processes that use the same cores as this one, this one included
+_apart = False  # whether the affinity of each of them has cores of its own
 _MAX_TASKS = 1_000_000  # of one node, as far as they are listed
 
 
@@ -23,17 +24,23 @@ def cores_here() -> int:
     the process's affinity (taskset, a batch system that confines its jobs); the time that its
     control groups grant (containers, systemd); and what Slurm gave its job.
     """
-    limits = [len(allowed_cores())]
+    limits = [len(allowed_cores()) // (1 if _apart else _sharing)]
     for limit in (_slurm_limit(), _cgroup_limit()):
         if limit is not None:
-            limits.append(limit)
-    return max(1, min(limits) // _sharing)
+            limits.append(limit // _sharing)
+    return max(1, min(limits))
 
 
-def share_with(processes: int) -> None:
-    """Divide the cores of `cores_here` from now on by this many processes, this one included."""
-    global _sharing
-    _sharing = max(1, processes)
+def share_with(processes: int, apart: bool = False) -> None:
+    """Divide the cores of `cores_here` from now on by this many processes, this one included.
+
+    Args:
+        processes: how many there are.
+        apart: whether the affinity of each of them has cores of its own already. What control
+            groups and Slurm grant is for all of them together in any case.
+    """
+    global _sharing, _apart
+    _sharing, _apart = max(1, processes), apart
 
 
 def place() -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class DaskJobs:
             their own machines.
         say: prints a line: what jobs have for a person, and that a worker has died.
         together: whether a worker takes several jobs at a time.
+        apart: whether each worker's affinity has cores of its own.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class DaskJobs:
         sharing: int = 0,
         say: PrintLine = print_nothing,
         together: bool = False,
+        apart: bool = False,
     ):
         from distributed import Future
 
         self.client = client
         self.workers = workers
-        self.sharing = sharing
+        self.sharing, self.apart = sharing, apart
         client.rpc.timeout = CONNECTING
         # A future without a task: Dask cancels all futures when the connection closes.
         self.connection = Future(f"bond-{uuid.uuid4().hex}", client)
@@ -119,7 +121,7 @@ class DaskJobs:
 
         payload = pickle.dumps(function, protocol=5)
         name = f"{self.id} {hashlib.sha256(payload).hexdigest()}"
-        run_job = partial(_run_job, name, payload, self.sharing)
+        run_job = partial(_run_job, name, payload, self.sharing, self.apart)
         completed = as_completed(loop=self.client.loop)
         jobs = iter(jobs)
 
@@ -257,7 +259,7 @@ _WORKER: list = []
 _LOADING, _ONE_AT_A_TIME = threading.Lock(), threading.Lock()
 
 
-def _run_job(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
+def _run_job(name: str, payload: bytes, sharing: int, apart: bool, job: bytes) -> Any:
     """In a Dask worker: run the pickled job function on one job.
 
     The function is unpickled once, and kept until another `name` comes. Then it is closed, as soon
@@ -274,7 +276,7 @@ def _run_job(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
             _FUNCTIONS.clear()
             _WORKER[:] = [get_worker()]
             # Before the function is loaded, which may count its cores.
-            cores.share_with(sharing or _neighbours())
+            cores.share_with(sharing or _neighbours(), apart)
             _FUNCTIONS[name] = _Loaded(pickle.loads(payload))
         loaded = _FUNCTIONS[name]
         loaded.jobs += 1

@@ -162,10 +162,8 @@ class DaskEngine:
             # Workers of other people, or on other machines, find out who shares their cores.
             on_this_machine = not self.scheduler and self.slurm is None
             sharing = self.workers if on_this_machine else 0
-            if self.gpus:
-                sharing = 1  # each process has cores of its own
-            together = self.threads > 1
-            jobs = DaskJobs(client, self.workers * self.threads, sharing, self.say, together)
+            together, apart = self.threads > 1, bool(self.gpus)
+            jobs = DaskJobs(client, self.workers * self.threads, sharing, self.say, together, apart)
             try:
                 yield jobs.run
             finally:

@@ -25,6 +25,7 @@ def groups(tmp_path, monkeypatch):
     for name in (*per_node, "JOB_ID", "STEP_ID", "PROCID"):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     monkeypatch.setattr(cores, "_sharing", 1)
+    monkeypatch.setattr(cores, "_apart", False)
     return tmp_path / "groups"
 
 
@@ -158,3 +159,17 @@ def test_who_starts_processes_or_threads_asks_here():
             else set()
         )
     assert asking - RECORDS == {"pipeline/workers/cores.py"}
+
+
+def test_processes_with_cores_of_their_own_still_share_what_a_control_group_grants(groups):
+    cores.share_with(8, apart=True)
+    assert cores.cores_here() == 16  # of this process alone
+    write(groups.parent / "own", "0::/box\n")
+    write(groups / "box/cpu.max", "4000000 100000\n")
+    assert cores.cores_here() == 5
+
+
+def test_and_what_slurm_gave_their_job(groups, monkeypatch):
+    cores.share_with(4, apart=True)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "24")
+    assert cores.cores_here() == 6

@@ -44,7 +44,7 @@ def work(monkeypatch):
     Held.closed.clear()
 
     def run(name: str, job: str) -> str:
-        return _run_job(name, pickle.dumps(Held(name)), 1, pickle.dumps(job))
+        return _run_job(name, pickle.dumps(Held(name)), 1, False, pickle.dumps(job))
 
     return run
 
