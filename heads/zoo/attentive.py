@@ -96,11 +96,11 @@ class AttentiveHead(nn.Module):
         x, mask = self._tokens(clips)
         for block in self.blocks:
             x = block(x, mask)
-        queries = self.queries.expand(len(x), -1, -1)
-        q = self.pooling(queries, x, mask)
+        q = self.pooling(self.queries, x, mask)
         logits = self.fc(self.drop(q.mean(1)))
         if not want_maps:
             return HeadOutput(logits)
+        queries = self.queries.expand(len(x), -1, -1)
         weights = self.pooling.attention.weights(queries, self.pooling.norm1(x), mask).mean(1)
         return HeadOutput(logits, maps=self._as_maps(weights.detach(), clips))
 

@@ -4,6 +4,14 @@
     block:    x' = x + A(LN x, LN x) Wo;     x'' = x' + MLP(LN x')
     pooling:  q' = q + A(q, LN x);           q'' = q' + MLP(LN q')
 
+Where few queries read many tokens, keys and values are never made. The queries are the same for all
+views, so that Wk moves to them, and Wv behind the sum (associativity, the same up to rounding):
+
+    A(q, x) = (softmax((q Wq Wk^T) x^T / sqrt(D/h)) x) Wv           for each head
+
+That takes 2·Q·h multiplications for each number of a token in place of 2·D, and where the tokens
+come from a cache, nothing is computed backwards for them.
+
 All projections have biases. The pooling block has no Wo, and norms what is read but not the
 queries, as in the release. MLP is D -> 4D -> D with GELU.
 
@@ -54,6 +62,33 @@ class Attention(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return scores.softmax(-1)
+
+    def read(self, q: Tensor, x: Tensor, norm: nn.LayerNorm, mask: Tensor | None) -> Tensor:
+        """Attend to tokens that a norm puts in order first, without their keys and values.
+
+        Args:
+            q: [1,m,D], of all views.
+            x: [B,n,D].
+            norm: of the tokens. Its weights move to the other factors, too.
+            mask: as for `forward`.
+
+        Returns:
+            [B,m,D], as `forward` on `norm(x)`.
+        """
+        width = x.shape[-1]
+        q = self._split(self.q(q))[0] / (width // self.heads) ** 0.5  # [h,m,D/h]
+        of_keys = q @ self.k.weight.unflatten(0, (self.heads, -1))  # [h,m,D]
+        # The softmax takes away what is the same for all tokens; its parameters keep a gradient.
+        same = of_keys @ norm.bias + (q * self.k.bias.unflatten(0, (self.heads, 1, -1))).sum(-1)
+        plain = F.layer_norm(x, (width,), eps=norm.eps)
+        scores = F.linear(plain, (of_keys * norm.weight).flatten(0, 1), same.flatten())  # [B,n,hm]
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0].mT, float("-inf"))
+        y = scores.softmax(1).mT @ plain  # [B,hm,D]
+        y = (y * norm.weight + norm.bias).unflatten(1, (self.heads, -1))  # [B,h,m,D]
+        values = self.v.weight.unflatten(0, (self.heads, -1))  # [h,D/h,D]
+        y = y @ values.mT + self.v.bias.unflatten(0, (self.heads, 1, -1))  # [B,h,m,D/h]
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B,m,D] -> [B,h,m,D/h]."""
@@ -106,8 +141,12 @@ class QueryBlock(nn.Module):
         self.attention, self.mlp = Attention(width, heads, projects=False), MLP(width)
 
     def forward(self, q: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries [B,Q,D] read tokens [B,n,D]; returns [B,Q,D]."""
-        q = q + self.attention(q, self.norm1(x), mask)
+        """Queries [1,Q,D] read tokens [B,n,D]; returns [B,Q,D]."""
+        if 2 * self.attention.heads * q.shape[1] <= x.shape[-1]:
+            q = q + self.attention.read(q, x, self.norm1, mask)
+        else:
+            q = q.expand(len(x), -1, -1)
+            q = q + self.attention(q, self.norm1(x), mask)
         return q + self.mlp(self.norm2(q))
 
 

@@ -14,7 +14,7 @@ D, HEADS = 16, 4
 
 def torch_attention(own: Attention) -> nn.MultiheadAttention:
     """torch's attention with the same weights; without Wo, it has the identity there."""
-    other = nn.MultiheadAttention(D, HEADS, batch_first=True)
+    other = nn.MultiheadAttention(D, HEADS, batch_first=True, dtype=own.q.weight.dtype)
     with torch.no_grad():
         weights = [layer.weight for layer in (own.q, own.k, own.v)]
         other.in_proj_weight.copy_(torch.cat(weights))
@@ -55,12 +55,39 @@ def test_a_block_is_that_of_torch():
     torch.testing.assert_close(own(x, None), other(x))
 
 
-def test_queries_add_what_they_read_and_only_tokens_are_normed_before():
+@pytest.mark.parametrize("queries", [1, 2, 3])  # 3 are too many to go without keys and values
+def test_queries_add_what_they_read_and_only_tokens_are_normed_before(queries):
+    """Values and every gradient are those of torch's attention on normed tokens."""
     torch.manual_seed(0)
-    own, q, x = QueryBlock(D, HEADS), torch.randn(2, 1, D), torch.randn(2, 7, D)
-    normed = own.norm1(x)
-    q1 = q + torch_attention(own.attention)(q, normed, normed)[0]
-    torch.testing.assert_close(own(q, x, None), q1 + own.mlp(own.norm2(q1)))
+    own, x = QueryBlock(D, HEADS).double(), torch.randn(2, 7, D, dtype=torch.float64)
+    for parameter in own.parameters():
+        nn.init.normal_(parameter)
+    q = torch.randn(1, queries, D, dtype=torch.float64, requires_grad=True)
+    read = torch.ones(2, 7, dtype=torch.bool)
+    read[0, 4:] = False
+    weight = torch.randn(2, queries, D, dtype=torch.float64)
+
+    other = torch_attention(own.attention)
+    both, normed = q.expand(2, -1, -1), own.norm1(x)
+    q1 = both + other(both, normed, normed, key_padding_mask=~read)[0]
+    wanted = q1 + own.mlp(own.norm2(q1))
+    learned = [q, *own.norm1.parameters(), *own.norm2.parameters(), *own.mlp.parameters()]
+    found = own(q, x, read[:, None, None])
+    torch.testing.assert_close(found, wanted)
+    for one, two in zip(
+        torch.autograd.grad((found * weight).sum(), learned, retain_graph=True),
+        torch.autograd.grad((wanted * weight).sum(), learned, retain_graph=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+    layers = (own.attention.q, own.attention.k, own.attention.v)
+    for part in ("weight", "bias"):
+        mine = [getattr(layer, part) for layer in layers]
+        grads = torch.autograd.grad((found * weight).sum(), mine, retain_graph=True)
+        packed = getattr(other, f"in_proj_{part}")
+        (torchs,) = torch.autograd.grad((wanted * weight).sum(), packed, retain_graph=True)
+        torch.testing.assert_close(torch.cat(grads), torchs)
 
 
 def port(width: int, heads: int, device: str = "cpu") -> nn.Module:
