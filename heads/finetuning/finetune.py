@@ -180,7 +180,7 @@ def finetune(
         for part in setup.parts.values():
             print_excluded(part, say)
 
-        with setup.video_views(processes) as source:
+        with setup.video_views(processes, say) as source:
 
             def begin(network: JointNetwork) -> None:
                 setup.begin(network, start, folder, source, say)
@@ -319,7 +319,7 @@ class _Setup:
         lay_out(network.backbone, self.device)
         return network.to(self.device)
 
-    def video_views(self, processes: ProcessGroup) -> VideoViews:
+    def video_views(self, processes: ProcessGroup, say: PrintLine) -> VideoViews:
         """The source of frames; its decode processes start with the first view."""
         workers = self.source_options.workers
         if workers is None:
@@ -338,6 +338,7 @@ class _Setup:
             device=self.device,
             workers=workers,
             time_limit=self.source_options.time_limit,
+            say=say,
         )
 
     def about(self, start: Path | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ view number). With `fresh` every epoch draws other training views, as if the cac
 with another seed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from types import TracebackType
@@ -22,11 +22,12 @@ from pipeline.cache.fields import LABELS
 from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.proposals import BoxesError
 from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract_shards import start_decoders
 from pipeline.stages.frozen_networks import boxes_of, labels_of
 from pipeline.video.frame_reader import DecodeError
-from pipeline.video.view_pixels import ClipOpener, ClipPixels, DecodeViews, run_task
+from pipeline.video.view_pixels import ClipOpener, ClipPixels, DecodeViews
 from pipeline.views.sampling import Sampling, View, count_views
-from pipeline.workers.decode_pool import WorkerDied, WorkerPool
+from pipeline.workers.decode_pool import WorkerDied
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -123,6 +124,7 @@ class VideoViews:
         device: where clips are put.
         workers: decode processes; 0 decodes in this process.
         time_limit: seconds for a clip.
+        say: prints a line.
     """
 
     def __init__(
@@ -139,7 +141,9 @@ class VideoViews:
         device: torch.device | str = "cpu",
         workers: int = 1,
         time_limit: float = 120.0,
+        say: Callable[[str], None] = lambda line: None,
     ):
+        self.say = say
         self.config, self.parts, self.clips = config, parts, clips
         self.opener, self.steps = opener, steps
         self.cache, self.source, self.fresh = cache, source, fresh
@@ -149,9 +153,14 @@ class VideoViews:
             fields = cache[cache.groups[0]].fields
             self.cached_labels = tuple(name for name in LABELS if name in fields)
         self.lane = DeviceLane(device)
-        self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=RETRIES)
+        self.pool = start_decoders(workers, time_limit, RETRIES, self._decoder_died, say)
         # Enough tasks in the queue that no worker waits for the network.
         self.queued = max(1, 2 * workers)
+
+    def _decoder_died(self, task: DecodeViews, ending: str) -> None:
+        self.say(
+            f"clip {task.clip.clip}: its decode process ended ({ending}); another one tries again"
+        )
 
     def close(self) -> None:
         """End the decode processes."""

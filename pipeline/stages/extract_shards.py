@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,16 +181,7 @@ class ExtractShards:
         workers = self.options.workers
         if workers is None:
             workers = decoders_for(self.models.device.type, self.cores)
-        wanted = shared_bytes(workers)
-        try:
-            pool = self._start_pool(workers, wanted)
-        except OSError as error:
-            pool = self._start_pool(workers, 0)
-            self.say(
-                f"the system does not give {wanted >> 20:,} MiB of memory to share with decode "
-                f"processes ({error}): pixels go through pipes, which is slower; look at `ulimit "
-                f"-v`, and at the free space of the folder for temporary files"
-            )
+        pool = start_decoders(workers, self.options.time_limit, AGAIN, self._decoder_died, self.say)
         if pool.arena is not None:
             refusal = self.models.transfers.lock_pages(pool.arena.address, pool.arena.size)
             if refusal:
@@ -199,16 +190,6 @@ class ExtractShards:
                     f"({refusal}): copies to it are slower; raise `ulimit -l` if the networks wait"
                 )
         return pool
-
-    def _start_pool(self, workers: int, shared: int) -> WorkerPool:
-        return WorkerPool(
-            run_task,
-            workers=workers,
-            timeout=self.options.time_limit,
-            again=AGAIN,
-            shared_bytes=shared,
-            survived=self._decoder_died,
-        )
 
     def _decoder_died(self, task: ProbeClip | DecodeViews, ending: str) -> None:
         self.say(
@@ -476,6 +457,41 @@ class _Turn:
         if self._lock is not None:
             self._lock.release()
         self._lock = None
+
+
+def start_decoders(
+    workers: int,
+    time_limit: float | None,
+    again: int,
+    survived: Callable[[ProbeClip | DecodeViews, str], None],
+    say: Callable[[str], None],
+) -> WorkerPool:
+    """Start decode workers that share memory with this process, if the system gives any.
+
+    Args:
+        workers: how many; 0 decodes in this process.
+        time_limit: seconds for a clip.
+        again: see `WorkerPool`.
+        survived: see `WorkerPool`.
+        say: prints a line.
+
+    Returns:
+        The pool; whoever starts it closes it.
+    """
+    start = partial(
+        WorkerPool, run_task, workers=workers, timeout=time_limit, again=again, survived=survived
+    )
+    wanted = shared_bytes(workers)
+    try:
+        return start(shared_bytes=wanted)
+    except OSError as error:
+        pool = start(shared_bytes=0)
+        say(
+            f"the system does not give {wanted >> 20:,} MiB of memory to share with decode "
+            f"processes ({error}): pixels go through pipes, which is slower; look at `ulimit "
+            f"-v`, and at the free space of the folder for temporary files"
+        )
+        return pool
 
 
 def shared_bytes(workers: int) -> int:

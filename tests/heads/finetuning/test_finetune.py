@@ -548,4 +548,4 @@ def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
     setup = SimpleNamespace(device=torch.device(device), source_options=source_options)
     setup.config, setup.backbone = config, backbone
     setup.parts = setup.clips = setup.root = setup.cache = setup.source = None
-    assert heads.finetuning.finetune._Setup.video_views(setup, processes) == workers
+    assert heads.finetuning.finetune._Setup.video_views(setup, processes, print) == workers
