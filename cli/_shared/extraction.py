@@ -17,7 +17,7 @@ from cli._shared.options import (
     time_limit_option,
     together,
 )
-from cli._shared.real_numbers import RealNumber
+from cli._shared.real_numbers import AnyNumber, RealNumber
 from cli._shared.say import say
 
 # Options that go into `Sampling` and `ExtractConfig` under their own names.
@@ -59,7 +59,7 @@ def views_options(function):
         click.option(
             "--fps",
             default=6.0,
-            type=RealNumber(),
+            type=AnyNumber(),
             help="Frame rate of --sampling stride, frames per second.",
         ),
         click.option(
@@ -81,7 +81,7 @@ def views_options(function):
         click.option(
             "--flip",
             default=0.5,
-            type=RealNumber(),
+            type=AnyNumber(),
             help="Probability that a training view is mirrored.",
         ),
         click.option(

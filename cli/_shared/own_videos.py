@@ -7,7 +7,7 @@ import click
 from cli._shared.datasets import print_counts
 from cli._shared.options import FOLDER, time_limit_option, together
 from cli._shared.progress import progress
-from cli._shared.real_numbers import RealNumber
+from cli._shared.real_numbers import AnyNumber, RealNumber
 from cli._shared.say import say
 from pipeline.text.counted import counted
 
@@ -34,13 +34,13 @@ def _split_options(splits: tuple[str, ...], words: str):
             click.option(
                 "--val",
                 default=0.1,
-                type=RealNumber(),
+                type=AnyNumber(),
                 help="Share of the clips that is drawn for val, 0 to 1.",
             ),
             click.option(
                 "--test",
                 default=0.1,
-                type=RealNumber(),
+                type=AnyNumber(),
                 help="Share of the clips that is drawn for test, 0 to 1.",
             ),
             click.option("--seed", default=0, help="Seed of that drawing."),

@@ -5,6 +5,20 @@ import math
 import click
 
 
+def _finite(kind: click.ParamType, value, param, ctx, number: float, infinite: bool) -> float:
+    if math.isnan(number) or (math.isinf(number) and not infinite):
+        kind.fail(f"expected a finite number, got {value}", param, ctx)
+    return number
+
+
+class AnyNumber(click.types.FloatParamType):
+    """A finite number, whose range something else checks."""
+
+    def convert(self, value, param, ctx):
+        """Return the number, or fail as click's own types do."""
+        return _finite(self, value, param, ctx, super().convert(value, param, ctx), False)
+
+
 class RealNumber(click.FloatRange):
     """A number in a range. "nan" is none, and passes every comparison with a limit.
 
@@ -30,6 +44,4 @@ class RealNumber(click.FloatRange):
     def convert(self, value, param, ctx):
         """Return the number, or fail as click's own types do."""
         number = super().convert(value, param, ctx)
-        if math.isnan(number) or (math.isinf(number) and not self.infinite):
-            self.fail(f"expected a finite number, got {value}", param, ctx)
-        return number
+        return _finite(self, value, param, ctx, number, self.infinite)

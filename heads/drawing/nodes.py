@@ -84,12 +84,15 @@ def _sequence(
 
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
         _draw_thin_boxes(canvas, rect, view, t)
+        # In its own step the nearest node is the chosen one: two labels of one box.
+        taken: list = []
         if has_boxes[t]:
             box = view.boxes[t, chosen[t]]
             canvas.rectangle(rect.rectangle(box), colour, 2.2)
             numbers = "" if features is None else features.text(t, int(chosen[t]))
-            box_tag(canvas, rect, box, f"{chosen[t]}: {numbers}".removesuffix(": "), colour, [])
-        _draw_chosen(canvas, rect, view, node, t, [])
+            label = f"{chosen[t]}: {numbers}".removesuffix(": ")
+            box_tag(canvas, rect, box, label, colour, taken)
+        _draw_chosen(canvas, rect, view, node, t, taken)
 
     def join(canvas: Canvas, rect: FrameRect, after: FrameRect, t: int, labels: bool) -> None:
         if has_boxes[t] and has_boxes[t + 1]:

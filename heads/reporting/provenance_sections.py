@@ -1,8 +1,9 @@
 """Report sections on where the numbers come from: extraction statistics, commands, versions."""
 
+import itertools
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -153,12 +154,14 @@ def reproduce(
     """
     blocks: list[Block] = []
     commands: list[str] = []
+    # Two caches never share a folder, because the second would be added to the first.
+    folders = (f"NEW{number}" if number > 1 else "NEW" for number in itertools.count(1))
     for known in caches:
-        commands += _cache_commands(known)
+        commands += _cache_commands(known, folders)
     if commands:
         text = (
-            "The caches, from the same videos and weights. NEW is a folder of your choice; the "
-            "runs below read the caches where they are."
+            "The caches, from the same videos and weights. NEW, NEW2 and so on are folders of your "
+            "choice; the runs below read the caches where they are."
         )
         blocks += [Text(text), Code("\n\n".join(commands))]
     if groups:
@@ -277,14 +280,17 @@ def _report_command(found: Sequence[FoundRun], caches: Sequence[KnownCache]) -> 
     return _shell_command([*words, "--out", "report"])
 
 
-def _cache_commands(known: KnownCache) -> list[str]:
-    """The calls of `vidgraph extract` and `vidgraph graphs` for a cache; [] if it is unknown."""
+def _cache_commands(known: KnownCache, folders: Iterator[str]) -> list[str]:
+    """The calls of `vidgraph extract` and `vidgraph graphs` for a cache; [] if it is unknown.
+
+    Each part of the cache takes the next of `folders`.
+    """
     if known.cache is None or not known.asked:
         return []
     parts = known.cache.parts if isinstance(known.cache, JoinedCache) else (known.cache,)
     commands = []
-    for number, part in enumerate(parts):
-        new = "NEW" if number == 0 else f"NEW{number + 1}"
+    for part in parts:
+        new = next(folders)
         root = part.record["manifest"]["root"]
         words: list[Any] = ["vidgraph", "extract", "--manifest", part.path / "manifest.csv"]
         words += ["--root", root, "--cache", new, *_extract_options(known.asked)]

@@ -31,6 +31,7 @@ from heads.drawing.draw import WHAT, Style, draw_view
 from heads.drawing.edges import EdgeDrawing
 from heads.drawing.head_output import HeadResult
 from heads.drawing.panels import structure
+from heads.drawing.sections import LABEL_SIZE
 from heads.interface.masked_layers import front_back
 from heads.papers.dyreg.kernels import kernels_of
 from heads.reporting.cache_facts import KnownCache
@@ -451,6 +452,22 @@ def test_many_edges_keep_out_of_the_frames_and_stand_in_a_table(crowd, monkeypat
 def test_smaller_weights_are_fainter():
     greys = [sum(draw_edges._faded(FRONT, weight)) for weight in (0.1, 0.3, 0.6, 1.0)]
     assert greys[0] > greys[1] > greys[2] == greys[3] == sum(FRONT)
+
+
+def test_the_nearest_node_of_the_chosen_ones_own_step_can_be_read_beside_it(crowd, monkeypatch):
+    section = draw_view(crowd, "clip-1", what=["nearest"], node=(1, 3)).sections[0]
+    places, real = [], Canvas.text
+    monkeypatch.setattr(
+        Canvas,
+        "text",
+        lambda self, at, text, *more: (places.append((*at, text)), real(self, at, text, *more))[1],
+    )
+    on_paper(section, 1)
+    (x, y, number), (x_chosen, y_chosen, chosen) = places
+    assert number.startswith("3: ")
+    assert chosen == "chosen (1,3)"
+    # A label is higher than its letters.
+    assert abs(y - y_chosen) >= LABEL_SIZE or abs(x - x_chosen) >= text_width(number, LABEL_SIZE)
 
 
 def test_neighbours_have_inner_product_and_cosine(crowd, monkeypatch):

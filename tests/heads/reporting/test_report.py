@@ -18,13 +18,13 @@ from cli.__main__ import vidgraph
 from cli._shared.extraction import config_of
 from cli.extract import command as extract_command
 from heads.config.recipe import recipe_with
-from heads.reporting.cache_facts import boxes_per_clip
+from heads.reporting.cache_facts import boxes_per_clip, known_caches
 from heads.reporting.document import Document
 from heads.reporting.html_page import to_html
 from heads.reporting.output_folder import write_report
 from heads.reporting.predictions import predictions_by_video
 from heads.reporting.report import report
-from heads.reporting.run_folders import read_run
+from heads.reporting.run_folders import FoundRun, read_run
 from heads.runs import run_files as runs
 from heads.training.train import train
 from pipeline.cache.reader import Cache
@@ -521,6 +521,17 @@ def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(
     assert with_settings(config_of(context.params), context.params["settings"]) == replace(
         extraction_of(videos), decoder="decord"
     )
+
+
+def test_no_two_caches_are_to_be_made_in_one_folder(videos):
+    from heads.reporting.provenance_sections import reproduce
+
+    about = {"fingerprint": Cache(videos / "cache").fingerprint, "cache": str(videos / "cache")}
+    (known,) = known_caches([FoundRun(folder=videos, about=about)], [])
+    (_, code, *_) = reproduce((), (), (known, known, known)).blocks
+    assert re.findall(r"extract .* --cache (\S+)", code.text.replace("\\\n", " ")) == [
+        *("NEW", "NEW2", "NEW3"),
+    ]
 
 
 def test_every_flag_of_the_commands_is_an_option_of_extract():
