@@ -26,6 +26,12 @@ class RealNumber(click.FloatRange):
     ):
         super().__init__(min, max, min_open, max_open)
         self.infinite = infinite
+        if min is None and max is None:
+            self.name = "float"
+
+    def _describe_range(self) -> str:
+        """What the help says of the limits; click has "x<=None" where there are none."""
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
     def convert(self, value, param, ctx):
         """Return the number, or fail as click's own types do."""
