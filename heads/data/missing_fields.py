@@ -42,6 +42,11 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
     unknown = _unknown_cuts(cache, missing)
     if unknown:
         return f"{what}: {_other_cut(cache, unknown)}"
+    if "tokens" in missing and (backbone := _without_tokens(cache)):
+        return (
+            f"{what}: its backbone {backbone.name} has no class or register tokens; pass "
+            f"--set head.class_tokens=false, if the head has this option"
+        )
     if any(name in LABELS for name in missing):
         return f"{what}: {_how_to_add_labels(cache, missing)}"
 
@@ -123,6 +128,22 @@ def _backbone_of(cache: "Cache") -> "Backbone | None":
     # A plug-in, a folder or a library that is not here.
     except (ValueError, OSError):
         return None
+
+
+def _without_tokens(cache: "Cache") -> "Backbone | None":
+    """The backbone of a cache if it has no class or register tokens; None also if it is not here.
+
+    A backbone that never has any lacks the method.
+    """
+    backbone = _backbone_of(cache)
+    token_shape = getattr(backbone, "token_shape", None)
+    if backbone is None or token_shape is None:
+        return backbone
+    try:
+        token_shape(1)
+    except ValueError:
+        return backbone
+    return None
 
 
 def _unknown_cuts(cache: "Cache", names: Sequence[str]) -> list[str]:

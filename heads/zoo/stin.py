@@ -11,6 +11,8 @@ Interaction Networks, CVPR 2020.
 
 S objects have slots: slot i is one object at every step (heads/papers/stin/objects.py). An object
 that is absent at a step is a box of zeros without a class; it speaks and counts, as in the paper.
+With absent="left_out", which is ours, it does neither, and is no part of a layer norm's mean and
+variance. In training, batch norms alone still see it: a batch has few enough boxes as it is.
 The paper's rows: STIN is classes="none", +OIE has classes, +NL has non_local=3, I3D + STIN has
 appearance="pooled".
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoder_names import HF_CONFIG
 from pipeline.encoders.backbone import Encoder
 from pipeline.encoders.hf_sizes import SPACE_FIRST, Windows, fit_to, windows_of
 from pipeline.encoders.layouts import Layout
@@ -83,17 +84,37 @@ def build(
 def _config(model: str) -> Any:
     from transformers import AutoConfig
 
+    is_folder = os.path.isdir(model)
+    if is_folder and not os.path.isfile(os.path.join(model, HF_CONFIG)):
+        raise ValueError(
+            f"hf:{model}: expected a {HF_CONFIG} in this folder, as save_pretrained of "
+            f"transformers writes it beside the weights"
+        )
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except OSError as error:
-        fetch_failed(f"hf:{model}", error)
+        said = _one_line(error)
+        if is_folder:
+            raise ValueError(
+                f"hf:{model}: its {HF_CONFIG} cannot be read ({said}); save the model again"
+            ) from error
+        raise OSError(
+            f"hf:{model}: there is no such folder, and no {HF_CONFIG} of such a repository could "
+            f"be fetched ({said}); name a folder that save_pretrained wrote, or download the "
+            f"repository elsewhere and name its folder"
+        ) from error
     # A type that the library does not know, or one whose code is in the repository.
     except (ValueError, KeyError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = _one_line(error)
         raise ValueError(
             f"hf:{model}: transformers has no class for it ({said}); code of a repository is never "
             f"run: install a newer transformers, or convert the weights to a class that it has"
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """What a library said, short enough to stand in a message."""
+    return " ".join(str(error).split())[:200]
 
 
 def _random(config: Any) -> nn.Module:
@@ -122,7 +143,13 @@ def _loaded(model: str, config: Any, weights: str, state: dict | None) -> nn.Mod
     """The model with weights of a repository, folder or state dict; every weight must be there."""
     from transformers import AutoModel
 
-    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    options = {
+        "config": config,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        # The library would only refer to a report that it logs. The shapes are refused below.
+        "ignore_mismatched_sizes": True,
+    }
     where = model if weights == PRETRAINED else weights
     try:
         if state is not None:
@@ -131,16 +158,29 @@ def _loaded(model: str, config: Any, weights: str, state: dict | None) -> nn.Mod
         else:
             whole, found = AutoModel.from_pretrained(where, trust_remote_code=False, **options)
     except OSError as error:
-        if weights == PRETRAINED:
+        if not os.path.isdir(where):
             fetch_failed(f"hf:{model}", error)
-        raise ValueError(f"weights {weights}: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"weights {where}: {_one_line(error)}") from error
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights {where}: do not fit hf:{model} ({said})") from error
+        raise ValueError(f"weights {where}: do not fit hf:{model} ({_one_line(error)})") from error
+    # The library of safetensors raises an error of its own class, right below Exception.
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(
+            f"weights {where}: a damaged file of safetensors ({_one_line(error)}); copy or "
+            f"download it again"
+        ) from error
 
     net = _trunk(whole)
     own = {id(parameter) for parameter in net.parameters()}
     needed = {name for name, parameter in whole.named_parameters() if id(parameter) in own}
+    for name, have, want in sorted(found["mismatched_keys"]):
+        if name in needed:
+            raise ValueError(
+                f"weights {where}: do not fit hf:{model}: {name} has the shape {list(have)}, "
+                f"expected {list(want)}"
+            )
     missing = [name for name in found["missing_keys"] if name in needed]
     missing = [name for name in missing if not name.endswith(MASKING)]
     if missing:
@@ -232,7 +272,12 @@ def _normalisation(
 
     ValueError where nothing says them.
     """
-    if mean and std:
+    if mean or std:
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(
+                f"hf:{model}: expected mean and std of three numbers each, of RGB in [0,1], got "
+                f"mean={list(mean)} and std={list(std)}"
+            )
         return tuple(mean), tuple(std)
     normalises = processor.get("do_normalize", True)
     if normalises and not {"image_mean", "image_std"} <= set(processor):

@@ -16,7 +16,8 @@ def nearest_names(word: str, known: Iterable[str], count: int = 5) -> str:
         count: how many are shown.
 
     Returns:
-        "the nearest are …" with the names most like it, the best first.
+        "the nearest are …" with the names that are like it, the best first; where none is, "none is
+        like it; there are …" with the first of the alphabet.
     """
     known = sorted(known)
     if not known:
@@ -27,8 +28,14 @@ def nearest_names(word: str, known: Iterable[str], count: int = 5) -> str:
         if word and word.lower() in name.lower():
             inside.append(name)
     similar = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
-    names = list(dict.fromkeys([*inside[:count], *similar, *known[:count]]))[:count]
-    return f"the nearest are {', '.join(names)}" if len(names) > 1 else f"there is only {names[0]}"
+    near = list(dict.fromkeys([*inside, *similar]))[:count]
+    if len(known) == 1:
+        return f"there is only {known[0]}"
+    if near:
+        return f"the nearest {'are' if len(near) > 1 else 'is'} {', '.join(near)}"
+    if len(known) > count:
+        return f"none is like it; there are {', '.join(known[:count])}, ..."
+    return f"there are {', '.join(known)}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -40,7 +47,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     Returns:
         "did you mean …?" with up to three similar names, else "expected one of …" with all names,
-        "the nearest are …" where there are more than 40, or "there are none".
+        that of `nearest_names` where there are more than 40, or "there are none".
     """
     known = sorted(known)
     similar = difflib.get_close_matches(word, known, n=3)

@@ -40,3 +40,13 @@ def test_infinity_is_taken_where_it_has_a_meaning_and_limits_hold():
     for text in ("inf", "-1", "many"):
         with pytest.raises(click.BadParameter, match=text):
             RealNumber(min=0).convert(text, None, None)
+
+
+@pytest.mark.parametrize("option", sorted(options_with_fractions()))
+def test_help_names_only_limits_that_there_are(option):
+    kind = options_with_fractions()[option]
+    record = click.Option(["--any"], type=kind).get_help_record(click.Context(click.Command("v")))
+    words = " ".join(record)
+    assert "None" not in words
+    limits = (getattr(kind, "min", None), getattr(kind, "max", None))
+    assert ("RANGE" in words) == (limits != (None, None))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from heads.papers.stin.objects import Objects
 
 NORMS = ("batch", "none")
+LAYER_NORM_EPS = 1e-5  # torch's default
 
 
 class RowNorm(nn.BatchNorm1d):
@@ -113,7 +114,7 @@ class NonLocal(nn.Module):
 
         Args:
             x: [B,S,D].
-            present: bool [B,S], which objects are read; None: all.
+            present: bool [B,S], which objects are read and make the layer norm; None: all.
 
         Returns:
             [B,S,D].
@@ -124,6 +125,21 @@ class NonLocal(nn.Module):
             # Not -inf: a view without an object would be NaN.
             scores = scores.masked_fill(~present[:, None], torch.finfo(scores.dtype).min)
         y = self.out(scores.softmax(-1) @ v)
-        # The release's layer norm: over objects and channels at once, without scale and shift.
-        y = nn.functional.layer_norm(y, y.shape[1:])
-        return self.after(x + y)
+        return self.after(x + _norm_of_objects(y, present))
+
+
+def _norm_of_objects(y: Tensor, present: Tensor | None) -> Tensor:
+    """The release's layer norm: over objects and channels at once, without scale and shift.
+
+    Args:
+        y: [B,S,D].
+        present: bool [B,S], whose values make mean and variance; None: all, as released.
+    """
+    if present is None:
+        return nn.functional.layer_norm(y, y.shape[1:])
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    counts = present[..., None].to(y.dtype)  # [B,S,1]
+    values = (counts.sum((1, 2), keepdim=True) * y.shape[2]).clamp_min(1)
+    centred = y - (y * counts).sum((1, 2), keepdim=True) / values
+    variance = (centred.square() * counts).sum((1, 2), keepdim=True) / values
+    return centred * (variance + LAYER_NORM_EPS).rsqrt()

@@ -10,6 +10,7 @@ from pipeline.cache.reader import Cache
 from pipeline.stages.config import ExtractConfig
 from pipeline.views.sampling import Sampling
 from tests.support.tiny_cache import Tiny
+from tests.support.tiny_encoders import save_encoder
 
 CONFIG = ExtractConfig(
     backbone="digit_cnn", weights="none", keep=("pooled",), sampling=Sampling(frames=4, size=32)
@@ -52,3 +53,18 @@ def test_where_the_backbone_cannot_be_built_the_advice_is_what_the_head_asked_fo
     gone = replace(CONFIG, backbone="hf:/nowhere/at/all", weights="pretrained")
     said = how_to_add(cache(gone, ("pooled", "flip", "grid")), "stlt", ("res5",))
     assert "--keep pooled,res5`" in said
+
+
+@pytest.mark.parametrize("kind", ["", "VideoMAE", "ViT"])
+def test_class_tokens_are_advised_only_where_the_backbone_has_some(kind, cache, tmp_path):
+    config = CONFIG
+    if kind:
+        pytest.importorskip("transformers")
+        folder = save_encoder(tmp_path / kind, kind)
+        config = replace(CONFIG, backbone=f"hf:{folder}", weights="pretrained")
+    said = how_to_add(cache(config, ("pooled", "flip", "grid")), "attentive", ("tokens",))
+    if kind == "ViT":
+        assert "--keep pooled,tokens`" in said
+    else:
+        assert "has no class or register tokens; pass --set head.class_tokens=false" in said
+        assert "run `" not in said

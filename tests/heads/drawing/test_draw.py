@@ -574,8 +574,8 @@ def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"clip": "thre"}, "no clip 'thre' among its 3; the nearest are three, "),
-        ({"clip": "zzzzz"}, "no clip 'zzzzz' among its 3; the nearest are one, three, two"),
+        ({"clip": "thre"}, "no clip 'thre' among its 3; the nearest is three"),
+        ({"clip": "zzzzz"}, "no clip 'zzzzz' among its 3; there are one, three, two"),
         ({"view": 9}, "view 9 of clip one in group test: it has view 0 alone"),
         ({"group": "train", "view": 6}, "views 0 to 5"),
         ({"what": ["box"]}, "'box': did you mean boxes"),

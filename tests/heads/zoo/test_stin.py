@@ -76,7 +76,7 @@ class Weights:
             weights /= weights.sum()
             said = sum(weight * v[j] for weight, j in zip(weights, read, strict=True))
             y[i] = self.linear(f"{name}.out", said)
-        y = (y - y.mean()) / np.sqrt(y.var() + 1e-5)
+        y = (y - y[read].mean()) / np.sqrt(y[read].var() + 1e-5)
         return np.stack([self.mlp(f"{name}.after", row) for row in x + y])
 
 
@@ -171,6 +171,28 @@ def test_boxes_without_a_number_are_objects_by_their_row_and_come_last():
     assert found.boxes[0, ..., 0].long().tolist() == expected.tolist()
     here = [[True, False], [True, True], [True, False], [False, True], [False, True]]
     assert found.present[0].tolist() == here
+
+
+@pytest.mark.parametrize("classes", ["boxes", "none"])
+def test_slots_that_stay_empty_change_nothing_where_the_absent_are_left_out(classes):
+    """The same weights with six more slots: as many objects as before, and none in those."""
+    options = {"absent": "left_out", "non_local": 2, "classes": classes}
+    few, many = stin(**options), stin(objects=N + 6, **options)
+    many.load_state_dict(few.state_dict())
+    clips = views()
+    torch.testing.assert_close(many(clips).logits, few(clips).logits, rtol=1e-9, atol=1e-9)
+    # In the paper, empty slots count.
+    few, many = (stin(objects=n, absent="null", non_local=2) for n in (N, N + 6))
+    assert not torch.allclose(many(clips).logits, few(clips).logits, rtol=1e-3)
+
+
+def test_a_view_without_any_object_has_finite_logits_and_gradients():
+    head = stin(absent="left_out", non_local=2).train()
+    clips = views()
+    clips.valid[0] = False
+    head(clips).logits.sum().backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
 def test_objects_beyond_the_last_slot_are_left_out():
