@@ -98,6 +98,9 @@ def command(
             say_aside,
             tracks,
         )
+    if not written:
+        say(f"{cache}: nothing to do, all graphs are up to date")
+        return 0
     views = sum(record["views"] for record in written)
     size = sum(record["bytes"] for record in written)
     say(

@@ -28,9 +28,8 @@ from pipeline.text.counted import counted
 @click.option("--root", type=FOLDER, help="Folder that its paths start from.  [default: its own]")
 @click.option(
     "--cache",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Folder that `extract` would write to.",
+    help="Folder that `extract` would write to.  [default with --like: NEW, beside that cache]",
 )
 @click.option(
     "--clips",
@@ -58,6 +57,10 @@ def command(**given) -> int:
     from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
+    if given["cache"] is None:
+        if given["like"] is None:
+            raise click.UsageError("Missing option '--cache': the folder that would be written to")
+        given["cache"] = given["like"].absolute().parent / "NEW"
     given = like_options(given)
     manifest = read_manifest(given["manifest"], given["root"])
     names = [

@@ -122,6 +122,11 @@ def test_plan_and_finetune_take_it_too(place, capsys):
     manifest = ("--manifest", place / "manifest.csv")
     assert code_of("plan", *manifest, "--cache", "new", "--like", place / "cache", *small) == 0
     assert "conv2" in capsys.readouterr().out
+    assert code_of("plan", *manifest, "--like", place / "cache", *small) == 0
+    assert f"free for {place / 'NEW'}: it fits" in capsys.readouterr().out
+    assert not (place / "NEW").exists()
+    assert code_of("plan", *manifest, *small) == 2
+    assert "Missing option '--cache'" in capsys.readouterr().err
     of_cache = ("finetune", "pool", "--cache", place / "cache", "--like", place / "cache")
     assert code_of(*of_cache) == 2
     assert "--like: the cache fixes this" in capsys.readouterr().err

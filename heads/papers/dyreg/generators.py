@@ -203,8 +203,9 @@ def check_grid(grid: Pair) -> None:
     least, most = GRIDS
     if least <= min(grid) and max(grid) <= most:
         return
-    direction = "deeper in" if max(grid) > most else "higher up"
+    place = "later" if max(grid) > most else "earlier"
     raise ValueError(
         f"DyReg predicts regions from maps of {least} to {most} cells per side, got {grid[0]} x "
-        f"{grid[1]}: insert the module {direction} the network, or change the size of the frames"
+        f"{grid[1]}: give the module a map that comes {place} in the network (--set head.cut=CUT), "
+        f"or extract frames of another --size"
     )

@@ -180,7 +180,7 @@ def test_other_maps_run_too_also_beside_another_side(cells):
 
 
 @pytest.mark.parametrize(
-    ("grid", "match"), [((51, 51), "deeper"), ((56, 56), "deeper"), ((2, 7), "higher up")]
+    ("grid", "match"), [((51, 51), "later"), ((56, 56), "later"), ((2, 7), "earlier")]
 )
 def test_maps_that_it_cannot_take_are_refused(grid, match):
     with pytest.raises(ValueError, match=match):

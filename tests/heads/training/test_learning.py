@@ -66,7 +66,8 @@ BLOCKS = {"heads": 4, "spatial_layers": 2, "temporal_layers": 1, "dropout": 0.0,
 SLOWLY = {"warm_up": 250, "clip_norm": 1.0}
 LAYOUT = {
     "stin": Row(0.85, 15, 0.003, {"width": 64}),  # 98.8 %
-    "stlt": Row(0.85, 20, 0.001, {"width": 64, **BLOCKS}, batch=32, more=SLOWLY),  # 98.8 %
+    # With 20 epochs, one seed of three stays at 70 %.
+    "stlt": Row(0.85, 60, 0.001, {"width": 64, **BLOCKS}, batch=32, more=SLOWLY),  # 99.8 %
 }
 RELATIONAL = {
     "strg": Row(0.70, 8, 0.005),  # 94.0 %
