@@ -6,6 +6,9 @@
 Torch's attention has no rule for a further dimension on a CPU: it would loop over the members. Here
 the members become part of the batch, q, k, v [M,B,h,n,d] -> [M·B,h,n,d]. That is the same, and
 keeps torch's kernel, which holds no matrix of n x n weights.
+
+Where all members read the same tokens, torch would copy these for every member before it multiplies
+them. `dot_tokens` and `sum_tokens` put the members' rows below each other instead, in one product.
 """
 
 import warnings
@@ -80,3 +83,76 @@ class _Folded(Function):
             folded.append(tensor.flatten(0, 1))
         out = F.scaled_dot_product_attention(*folded)
         return out.unflatten(0, (members, -1)), 0
+
+
+def dot_tokens(rows: Tensor, tokens: Tensor) -> Tensor:
+    """Multiply rows with tokens, which are constants: their gradient is not computed.
+
+    Args:
+        rows: [r,D].
+        tokens: [B,n,D].
+
+    Returns:
+        [B,r,n].
+    """
+    return _DotTokens.apply(rows, tokens)
+
+
+def sum_tokens(weights: Tensor, tokens: Tensor) -> Tensor:
+    """Sum constant tokens with weights.
+
+    Args:
+        weights: [B,r,n].
+        tokens: [B,n,D].
+
+    Returns:
+        [B,r,D].
+    """
+    return _SumTokens.apply(weights, tokens)
+
+
+class _DotTokens(Function):
+    @staticmethod
+    def forward(rows: Tensor, tokens: Tensor) -> Tensor:
+        return rows @ tokens.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (tokens,) = ctx.saved_tensors
+        return (grad @ tokens).sum(0), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, rows: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        stacked = rows.movedim(in_dims[0], 0)  # [M,r,D]
+        if in_dims[1] is not None:
+            return stacked[:, None] @ tokens.movedim(in_dims[1], 0).mT, 0
+        found = dot_tokens(stacked.flatten(0, 1), tokens)  # [B,M·r,n]
+        return found.unflatten(1, (info.batch_size, -1)), 1
+
+
+class _SumTokens(Function):
+    @staticmethod
+    def forward(weights: Tensor, tokens: Tensor) -> Tensor:
+        return weights @ tokens
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (tokens,) = ctx.saved_tensors
+        return grad @ tokens.mT, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, weights: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        if in_dims[1] is not None:
+            return weights.movedim(in_dims[0], 0) @ tokens.movedim(in_dims[1], 0), 0
+        # [B,M,r,n]; the members stand behind the batch, as `dot_tokens` leaves them
+        folded = weights.movedim(in_dims[0], 1)
+        found = sum_tokens(folded.flatten(1, 2), tokens)
+        return found.unflatten(1, (info.batch_size, -1)), 1

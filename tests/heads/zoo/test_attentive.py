@@ -6,6 +6,7 @@ from torch import nn
 
 from heads.config.study_file import read_study
 from heads.interface.clips import Dims, clips_of
+from heads.interface.members import as_members
 from heads.papers.vjepa.probe_blocks import Attention, QueryBlock, SelfBlock
 from heads.zoo import build_head
 
@@ -193,3 +194,29 @@ def test_the_grid_has_the_papers_twenty_probes():
         *(20, 256),
         *("adamw", "cosine"),
     )
+
+
+def test_probes_that_share_their_tokens_are_computed_as_one_with_the_same_gradients():
+    torch.manual_seed(0)
+    probes = [QueryBlock(D, HEADS).double() for _ in range(3)]
+    queries = torch.randn(3, 1, 2, D, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(4, 7, D, dtype=torch.float64)
+    mask = torch.rand(4, 1, 1, 7) > 0.3
+    weights, _ = torch.func.stack_module_state(probes)
+
+    def one(state: dict, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(probes[0], state, (q, x, mask))
+
+    own = torch.stack([tokens + k for k in range(3)])  # tokens that differ
+    for x, dim in ((tokens, None), (own, 0)):
+        with as_members():
+            found = torch.vmap(one, in_dims=(0, 0, dim))(weights, queries, x)
+        given = [tokens] * 3 if dim is None else list(own)
+        wanted = [probe(q, y, mask) for probe, q, y in zip(probes, queries, given, strict=True)]
+        torch.testing.assert_close(found, torch.stack(wanted))
+
+        found = torch.autograd.grad(found.square().sum(), weights["attention.k.weight"])[0]
+        for k, probe in enumerate(probes):
+            loss = wanted[k].square().sum()
+            mine = torch.autograd.grad(loss, probe.attention.k.weight)[0]
+            torch.testing.assert_close(found[k], mine)
