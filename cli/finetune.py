@@ -15,7 +15,7 @@ from cli._shared.options import (
     time_limit_option,
     together,
 )
-from cli._shared.real_numbers import RealNumber
+from cli._shared.real_numbers import AnyNumber
 from cli._shared.say import say
 from cli._shared.training import short_options, with_short_options
 
@@ -110,7 +110,7 @@ def _trained(function):
         ),
         click.option(
             "--backbone-lr",
-            type=RealNumber(min=0),
+            type=AnyNumber(),
             help="Factor of the backbone's learning rate.  [default: the recipe's; 0.1 for a "
             "recipe without phases]",
         ),

@@ -902,7 +902,7 @@ def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path
         options,
         say=lines.append,
     )
-    assert sum("cannot be decoded" in line for line in lines) == 8
+    assert sum("cannot be read" in line for line in lines) == 8
     assert runs.load_checkpoint(tmp_path / "last.pt")["progress"]["step"] == 3
 
 

@@ -163,7 +163,7 @@ def test_missing_shards_are_found(cache):
     (cache / "features/00002.h5").unlink()
     findings = said(verify(cache))
     assert f"{cache}/features: 2 of 3 shards are missing: 0-1" in findings
-    assert f"{cache}/graphs: 1 of 1 shards are missing: 2" in findings
+    assert f"{cache}/graphs: 1 of 1 shard is missing: 2" in findings
     assert f"{cache}/features/00002.h5: missing, although its statistics are there" in findings
     assert shards_to_repair(cache) == [0, 1, 2]
 
@@ -325,7 +325,7 @@ def test_a_row_that_says_ok_but_was_never_written_is_found(tmp_path):
 
     reseal(shard, edit)
     findings = said(verify(path))
-    assert f"{shard} train row 2 (clip clip1) and 1 more views: frames is never written" in findings
+    assert f"{shard} train row 2 (clip clip1) and 1 more view: frames is never written" in findings
     assert f"{shard} test row 1 (clip clip1): res5 is never written" in findings
 
 

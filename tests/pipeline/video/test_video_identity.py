@@ -176,7 +176,7 @@ def test_the_commands_say_it_and_repair_redoes_it(tmp_path, capsys):
     assert f"to redo it: vidgraph repair --cache {cache} --changed\n" in said
     assert "nothing to repair" in vidgraph(*repair)[1]  # who wants the old one keeps it
     code, said = vidgraph(*repair, "--changed")
-    assert (code, "redoing 1 shards: 1" in said) == (0, True), said
+    assert (code, "redoing 1 shard: 1" in said) == (0, True), said
     assert vidgraph(*extract)[0] == 0
 
 
