@@ -5,6 +5,7 @@ head runs as written.
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_the_walk_from_videos_to_a_fine_tuned_head_runs_as_written(place):
     walk = next(block for block in blocks(ROOT / "README.md") if "manifest folder" in block)
     further = next(block for block in blocks(ROOT / "README.md") if "vidgraph ablate" in block)
     (place / "study.toml").write_text(blocks(ROOT / "README.md", "toml")[0])
+    shutil.copytree(place / "VIDEOS", place / "NEW_VIDEOS")
     for line in commands(walk) + commands(further):
         done = run(line, place)
         assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
@@ -133,7 +135,8 @@ def test_the_walk_from_videos_to_a_fine_tuned_head_runs_as_written(place):
 @pytest.mark.slow
 def test_the_way_to_work_on_dask_runs_with_a_small_network(place):
     block = next(block for block in blocks(ROOT / "README.md") if "--dask" in block)
-    line = commands(block)[0].replace("--dask 8", "--dask 2").replace("M.csv", "VIDEOS/dask.csv")
+    (line,) = [line for line in commands(block) if "--dask" in line]
+    line = line.replace("--dask 8", "--dask 2").replace("M.csv", "VIDEOS/dask.csv")
     small = (
         "--weights none --proposals grid --backbone digit_cnn --set backbone_options.width=8 "
         "--frames 4 --size 64"
