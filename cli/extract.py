@@ -265,8 +265,7 @@ def run(
     if summary.left:
         say(
             f"{cache}: {counted(summary.left, 'shard')} left, because the time was up "
-            "(--stop-after); the "
-            f" same command continues"
+            "(--stop-after); the same command continues"
         )
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_removed(summary.removed, manifest.path, cache)

@@ -186,8 +186,8 @@ def command(ctx, **given) -> int:
     weights for `vidgraph extract --weights RUN/best.pt`. Several GPUs: `torchrun --nproc-per-node 8
     --no-python -- vidgraph finetune ...`.
 
-    A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips
-    could not be decoded.
+    A recipe without phases is trained as it stands, with --train-from. Exit code 3: frames or boxes
+    of some clips could not be read.
 
     \b
     vidgraph finetune --study ean_table8_blocks --manifest something-something-v1.csv
