@@ -40,9 +40,9 @@ The papers draw a new crop and other frames in every epoch; a cache holds `--tra
 All recipes of a table ask for the same number: STRG's for 8, and GOS's, whose maps take 3.2 MB a
 view, for 4 ([stages.md](stages.md#views) has the measurement, and what fewer cost).
 
-Ten recipes have the plain name of their head and fit any cache that has the fields: see the
-[last section](#ones-own-videos). Their schedules suit hundreds of clips. `--epochs`, `--lr` and
-`--batch` change them.
+Ten recipes for one's own videos have the plain name of their head and fit any cache that has the
+fields: see the [last section](#ones-own-videos). Their schedules suit hundreds of clips.
+`--epochs`, `--lr` and `--batch` change them.
 
 Write your own recipe beside your data. `vidgraph train mine.toml` checks every key and type, and
 names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key; a list may be written
