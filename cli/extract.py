@@ -264,8 +264,8 @@ def run(
     _report_boxes(summary.boxes)
     if summary.left:
         say(
-            f"{cache}: {counted(summary.left, 'shard')} left, because the time was up "
-            "(--stop-after); the same command continues"
+            f"{cache}: {counted(summary.left, 'shard')} {agree(summary.left, 'is', 'are')} left, "
+            f"because the time was up (--stop-after); the same command continues"
         )
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_removed(summary.removed, manifest.path, cache)

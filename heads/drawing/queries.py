@@ -11,7 +11,7 @@ from heads.drawing import nodes as draw_nodes
 from heads.drawing.sections import Strip
 from heads.drawing.source import ViewContent
 
-# Of more queries than this, the mean is drawn.
+# Where there are more queries, their mean is drawn.
 MAX_QUERIES = 4
 
 

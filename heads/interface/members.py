@@ -26,8 +26,8 @@ from torch.overrides import TorchFunctionMode
 def as_members() -> Iterator[None]:
     """Within it, attention of several members is one call.
 
-    Torch does not say where it loops over the members, as it does where another operator has no
-    rule of its own; the values are right.
+    Torch warns where it loops over the members, because an operator has no rule of its own. The
+    warning is not shown: the values are right.
     """
     with warnings.catch_warnings(), _AttentionOfMembers():
         warnings.filterwarnings("ignore", message="There is a performance drop")

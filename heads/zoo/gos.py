@@ -12,9 +12,10 @@ The operations are in heads/papers/gos/operations.py, the cell is in heads/paper
 are E = S (S+1) / 2 edges; g is the mean of the map, so that every video has a structure of its own.
 The second term of L is `losses["diversity"]`; its variance has the factor 1 / (|O| - 1).
 
-In discrete mode only the chosen operations are computed. A GPU computes all and selects, unless all
-views have one structure: it would have to be waited for to know who chose what. Weights of
-operations that no view of a mini-batch chose stay either way.
+In discrete mode only the chosen operations are computed. On a GPU all operations are computed and
+the chosen ones selected, unless all views have one structure: to learn which views chose which
+operation, the process would have to wait for the GPU. In both cases, weights of operations that no
+view of a mini-batch chose do not change.
 
 `head.force(structure)` makes a head use one structure for all views. With the one that most
 training videos chose, this is Table 1's row "non-adaptive (only testing)", by its footnote. With

@@ -1,8 +1,9 @@
 """Memory that a pool and its workers share, so that large answers cross no pipe.
 
-The parent makes one anonymous file and maps it; every worker maps the same file. A worker that has
-an answer asks for a block, writes its arrays there, and sends where they are. The arrays that the
-parent gets lie in the block itself. The block is free again once the last of them is gone.
+The parent makes one anonymous file and maps it; every worker maps the same file. A worker gets a
+block for its answer with its task, or asks for one if the block is missing or too small. It writes
+its arrays there, and sends where they are. The arrays that the parent gets lie in the block itself.
+The block is free again once the last of them is gone.
 
 The file has no name. So nothing is left behind however parent and workers die, and the size of
 /dev/shm, 64 MB in many containers, does not matter.

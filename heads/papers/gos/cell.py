@@ -89,7 +89,7 @@ class Cell(nn.Module):
         """
         compute = self._mixed
         if discrete:
-            # To ask a GPU who chose what is to wait for it.
+            # A GPU would have to be waited for to learn which views chose which operation.
             compute = self._selected if x.device.type == "cuda" else self._chosen
         states = [x] + [torch.zeros_like(x)] * self.supernodes
         edges = zip(edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True)
@@ -162,7 +162,7 @@ class Cell(nn.Module):
     def _selected(
         self, operations: nn.ModuleDict, x: Tensor, inputs: OperationInputs, w: Tensor
     ) -> Tensor:
-        """Return what `_chosen` does; nobody asks which operations the views chose.
+        """Return what `_chosen` does, without asking the device which operations the views chose.
 
         Every operation is computed for every view, as in a mixture.
         """
