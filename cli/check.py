@@ -132,7 +132,6 @@ def _say(checked, out: Path) -> int:
     rate = checked.clips / max(checked.seconds, 1e-9)
     say(
         f"{counted(checked.clips, 'clip')} in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): "
-        f"{counts}; "
-        f"listed in {out}"
+        f"{counts}; listed in {out}"
     )
     return 3 if checked.findings else 0

@@ -294,9 +294,8 @@ def _without_accepted(
     if known:
         say(
             f"{len(known):,} of {counted(clips, 'clip')} failed and "
-            f"{agree(len(known), 'is', 'are')} accepted "
-            f"({_first(known)}): later commands leave {agree(len(known), 'it', 'them')} out; to "
-            f"retry: {_repair(cache)} --accepted",
+            f"{agree(len(known), 'is', 'are')} accepted ({_first(known)}): later commands leave "
+            f"{agree(len(known), 'it', 'them')} out; to retry: {_repair(cache)} --accepted",
             err=True,
         )
     return left
@@ -343,9 +342,8 @@ def _report_boxes(boxes: Mapping[str, int]) -> None:
         return
     views, steps = boxes["views"], boxes["steps"]
     say(
-        f"boxes: {boxes['empty_steps']:,} of {counted(steps, 'step')} and "
-        f"{boxes['empty_views']:,} of "
-        f"{counted(views, 'view')} have none"
+        f"boxes: {boxes['empty_steps']:,} of {counted(steps, 'step')} and {boxes['empty_views']:,} "
+        f"of {counted(views, 'view')} have none"
     )
 
 
@@ -394,9 +392,8 @@ def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
 def _report_removed(clips: list[str], manifest: Path, cache: Path) -> None:
     if clips:
         warn(
-            f"{counted(len(clips), 'clip')} of {cache} ({_first(clips)}) not in {manifest}: "
-            "kept in the cache, but left "
-            f"out of training from its own manifest"
+            f"{counted(len(clips), 'clip')} of {cache} ({_first(clips)}) not in {manifest}: kept "
+            "in the cache, but left out of training from its own manifest"
         )
 
 

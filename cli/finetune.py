@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli._shared.extraction import SAMPLING, config_of, network_options, views_options
+from cli._shared.extraction import config_of, network_options, views_options
 from cli._shared.interrupt import stoppable
 from cli._shared.options import (
     device_option,
@@ -18,6 +18,7 @@ from cli._shared.options import (
 from cli._shared.real_numbers import AnyNumber
 from cli._shared.say import say
 from cli._shared.training import short_options, with_short_options
+from pipeline.text.typed_options import SAMPLING
 
 # Options of `vidgraph extract` that describe frames and networks. A cache records them. A run
 # without a cache takes them from the command line.

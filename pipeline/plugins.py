@@ -192,10 +192,9 @@ def take_over(files: Mapping[str, str]) -> None:
         found = give_file(path)
         if not found.endswith(checksum):
             raise ValueError(
-                f"{path}: another file than on the machine where the command was started: "
-                f"SHA-256 {short(_RECORDED.fullmatch(found)['sha256'])} here, "
-                f"{short(checksum)} there; "
-                "let all machines read the same"
+                f"{path}: another file than on the machine where the command was started: SHA-256 "
+                f"{short(_RECORDED.fullmatch(found)['sha256'])} here, {short(checksum)} there; let "
+                "all machines read the same"
             )
 
 
@@ -333,9 +332,8 @@ def _file_of(kind: PluginKind, name: str) -> PluginFile:
         if given.path.name == Path(path).name:
             raise ValueError(
                 f"{kind.noun} {path}: its SHA-256 was {short(checksum)} when it was recorded; "
-                f"{given.path} has {short(given.sha256)}: it was changed since. Give the file "
-                "as it was "
-                f"with {OPTION}"
+                f"{given.path} has {short(given.sha256)}: it was changed since. Give the file as "
+                f"it was with {OPTION}"
             )
     raise ValueError(
         f"{kind.noun} {path}: a plug-in's file that only a record names (SHA-256 "

@@ -19,20 +19,7 @@ from cli._shared.options import (
 )
 from cli._shared.real_numbers import AnyNumber, RealNumber
 from cli._shared.say import say
-
-# Options that go into `Sampling` and `ExtractConfig` under their own names.
-SAMPLING = "frames sampling fps source_fps size train_views train_crop flip flip_protect test_clips"
-SAMPLING = (*SAMPLING.split(), "test_short_side")
-CONFIG = "backbone weights cut keep proposals roi_pool precision dtype seed decoder allow_truncated"
-CONFIG = (*CONFIG.split(), "pixel_aspect", "frame_pattern")
-# Options of the source of boxes, and their keys in `proposal_options`.
-BOX_OPTIONS = {
-    "proposal_weights": "weights",
-    "proposal_size": "size",
-    "boxes": "num_boxes",
-    "annotations": "file",
-    "nearest_boxes": "nearest",
-}
+from pipeline.text.typed_options import BOX_OPTIONS, CONFIG, SAMPLING
 
 
 def _one_of(names: str) -> click.Choice:

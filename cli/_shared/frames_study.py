@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._shared.extraction import SAMPLING
 from cli._shared.say import say
 from pipeline.text.counted import counted
 from pipeline.text.printable import visible_lines
+from pipeline.text.typed_options import SAMPLING
 
 if TYPE_CHECKING:
     from pipeline.manifests.manifest import Manifest

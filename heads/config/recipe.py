@@ -41,7 +41,16 @@ from pipeline.text.suggestions import nearest
 FOLDER = Path(__file__).parents[1] / "recipes"
 # The recipes that fit any cache which has the fields. The others are those of papers' tables.
 OWN_VIDEOS = (
-    *("pool", "roi_pool", "mean_lstm", "strg", "gos", "dyreg", "rstg", "ean", "stin", "stlt"),
+    "pool",
+    "roi_pool",
+    "mean_lstm",
+    "strg",
+    "gos",
+    "dyreg",
+    "rstg",
+    "ean",
+    "stin",
+    "stlt",
 )
 PLAIN = "train"  # the name of the one phase of a recipe without [[phases]]
 CHECKPOINTS = {"best", "last"}  # of every run: no phase may be called so

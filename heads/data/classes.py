@@ -126,9 +126,8 @@ def _subset(classes: tuple[str, ...], data: DataOptions) -> tuple[str, ...]:
     """Return the classes that `data` keeps, in the order of their ids."""
     if data.first_labels > len(classes):
         raise ValueError(
-            f"data.first_labels: expected at most the "
-            f"{counted(len(classes), 'class', 'classes')}, got "
-            f"{data.first_labels}"
+            f"data.first_labels: expected at most the {counted(len(classes), 'class', 'classes')}, "
+            f"got {data.first_labels}"
         )
     for name in data.labels:
         if name not in classes:

@@ -39,10 +39,13 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
         return f"{what}: run `vidgraph graphs --cache {cache.path}`"
     if missing == ["track"]:
         return f"{what}: run `{_link(str(cache.path), stored)}`, which links boxes"
-    unknown = _unknown_cuts(cache, missing)
+    backbone = None
+    if "tokens" in missing or any(map(is_cut, missing)):
+        backbone = _backbone_of(cache)
+    unknown = [] if backbone is None else _unknown_cuts(backbone, missing)
     if unknown:
-        return f"{what}: {_other_cut(cache, unknown)}"
-    if "tokens" in missing and (backbone := _without_tokens(cache)):
+        return f"{what}: {_other_cut(cache, backbone, unknown)}"
+    if backbone is not None and "tokens" in missing and not _has_tokens(backbone):
         return (
             f"{what}: its backbone {backbone.name} has no class or register tokens; pass "
             f"--set head.class_tokens=false, if the head has this option"
@@ -130,30 +133,22 @@ def _backbone_of(cache: "Cache") -> "Backbone | None":
         return None
 
 
-def _without_tokens(cache: "Cache") -> "Backbone | None":
-    """The backbone of a cache if it has no class or register tokens; None also if it is not here.
-
-    A backbone that never has any lacks the method.
-    """
-    backbone = _backbone_of(cache)
-    token_shape = getattr(backbone, "token_shape", None)
-    if backbone is None or token_shape is None:
-        return backbone
+def _has_tokens(backbone: "Backbone") -> bool:
+    """Whether a backbone has class or register tokens."""
+    # One that never has any lacks the method.
+    if not hasattr(backbone, "token_shape"):
+        return False
     try:
-        token_shape(1)
+        backbone.token_shape(1)
     except ValueError:
-        return backbone
-    return None
+        return False
+    return True
 
 
-def _unknown_cuts(cache: "Cache", names: Sequence[str]) -> list[str]:
-    """The cuts among names that the backbone of a cache does not have."""
-    cuts = [name for name in names if is_cut(name)]
-    backbone = _backbone_of(cache) if cuts else None
-    if backbone is None:
-        return []
+def _unknown_cuts(backbone: "Backbone", names: Sequence[str]) -> list[str]:
+    """The cuts among names that a backbone does not have."""
     unknown = []
-    for cut in cuts:
+    for cut in filter(is_cut, names):
         try:
             backbone.channels(cut)
         except ValueError:
@@ -161,9 +156,8 @@ def _unknown_cuts(cache: "Cache", names: Sequence[str]) -> list[str]:
     return unknown
 
 
-def _other_cut(cache: "Cache", unknown: Sequence[str]) -> str:
+def _other_cut(cache: "Cache", backbone: "Backbone", unknown: Sequence[str]) -> str:
     """What to do where a head wants cuts that no extraction of this backbone can give."""
-    backbone = _backbone_of(cache)
     stored = [name for name in cache[cache.groups[0]].fields if is_cut(name)]
     cut = stored[-1] if stored else backbone.last
     has_not = f"its backbone {backbone.name} has no {', '.join(unknown)}"

@@ -162,8 +162,7 @@ def split_views(
         why = f"{len(failed)} failed, {len(absent)} not in the cache"
         raise ValueError(
             f"{cache.path}: no {group} view of the {counted(len(wanted), 'clip')} of split "
-            f"{split!r} "
-            f"({why})"
+            f"{split!r} ({why})"
         )
 
     subset = bool(data.labels or data.first_labels)
@@ -272,8 +271,7 @@ def _targets(
                 if label not in ids:
                     raise ValueError(
                         f"clip {clip.clip}: label {label!r} is none of the "
-                        f"{counted(len(ids), 'class', 'classes')}; "
-                        f"{nearest(label, ids)}"
+                        f"{counted(len(ids), 'class', 'classes')}; {nearest(label, ids)}"
                     )
 
     if target == "multi":

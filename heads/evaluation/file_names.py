@@ -114,8 +114,7 @@ def _manifest_for(
         if count:
             say(
                 f"{counted(count, 'clip')} of split {split} {agree(count, 'is', 'are')} among "
-                "those that the run was trained on: "
-                f"its figures will be too high"
+                "those that the run was trained on: its figures will be too high"
             )
     checksum = split_sha256(current, split)
     if checksum == split_sha256(record, split):

@@ -93,8 +93,7 @@ def check_agreement(
         )
     return (
         f"logits from the frames equal the cached ones: {counted(len(rows), 'view')} "
-        f"{agree(len(rows), 'differs', 'differ')} by at most "
-        f"{difference:.1e} of the largest"
+        f"{agree(len(rows), 'differs', 'differ')} by at most {difference:.1e} of the largest"
     )
 
 

@@ -7,7 +7,6 @@ As in heads/training/folds.py, each fold has a folder of its own, and the figure
 over the folds.
 """
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from heads.config.study_file import StudyPlan
 from heads.finetuning.finetune_study import finetune_study
 from heads.finetuning.study_rows import rows_from_frames
 from heads.training.ablate import AblateOutcome
-from heads.training.folds import table_over_folds
-from heads.training.study_table import FailedRow
-from pipeline.files.atomic_files import make_folder
+from heads.training.folds import train_folds
 from pipeline.manifests.manifest import Manifest
 from pipeline.workers.waiting import PrintLine
 
@@ -49,22 +46,13 @@ def finetune_folds(
     Raises:
         ValueError: a member of some fold cannot be trained; before the first step.
     """
-    started, folder = time.monotonic(), Path(folder).resolve()
+    folder = Path(folder).resolve()
     checked = {key: how[key] for key in _CHECKED if key in how}
     # A fault of the last fold is found before the first one has been trained for hours.
     for manifest in folds.values():
         rows_from_frames(plan, manifest=manifest, **checked)
 
-    make_folder(folder)
-    outcomes: dict[str, AblateOutcome] = {}
-    for name, manifest in folds.items():
-        say(f"{name}: {manifest.path}")
-        outcomes[name] = finetune_study(plan, folder / name, manifest=manifest, say=say, **how)
+    def train(fold: Path, manifest: Manifest) -> AblateOutcome:
+        return finetune_study(plan, fold, manifest=manifest, say=say, **how)
 
-    table = table_over_folds({name: outcome.table for name, outcome in outcomes.items()})
-    table.write(folder)
-    failed: list[FailedRow] = []
-    for outcome in outcomes.values():
-        failed += outcome.failed
-    before = sum(outcome.before for outcome in outcomes.values())
-    return AblateOutcome(table, tuple(failed), before, time.monotonic() - started)
+    return train_folds(folder, folds, train, say)

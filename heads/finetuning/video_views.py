@@ -37,9 +37,6 @@ BOXES = ("boxes", "scores", "valid")
 # What a cache stores of where a view comes from.
 ORIGIN = ("frames", "crop", "flip")
 
-# How often a clip is given to another decode process when its own died.
-RETRIES = 1
-
 
 @dataclass(frozen=True)
 class PlannedCache:
@@ -143,7 +140,6 @@ class VideoViews:
         time_limit: float = 120.0,
         say: Callable[[str], None] = lambda line: None,
     ):
-        self.say = say
         self.config, self.parts, self.clips = config, parts, clips
         self.opener, self.steps = opener, steps
         self.cache, self.source, self.fresh = cache, source, fresh
@@ -153,14 +149,9 @@ class VideoViews:
             fields = cache[cache.groups[0]].fields
             self.cached_labels = tuple(name for name in LABELS if name in fields)
         self.lane = DeviceLane(device)
-        self.pool = start_decoders(workers, time_limit, RETRIES, self._decoder_died, say)
+        self.pool = start_decoders(workers, time_limit, say)
         # Enough tasks in the queue that no worker waits for the network.
         self.queued = max(1, 2 * workers)
-
-    def _decoder_died(self, task: DecodeViews, ending: str) -> None:
-        self.say(
-            f"clip {task.clip.clip}: its decode process ended ({ending}); another one tries again"
-        )
 
     def close(self) -> None:
         """End the decode processes."""

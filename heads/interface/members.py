@@ -8,7 +8,7 @@ the members become part of the batch, q, k, v [M,B,h,n,d] -> [M·B,h,n,d]. That 
 keeps torch's kernel, which holds no matrix of n x n weights.
 
 Where all members read the same tokens, torch would copy these for every member before it multiplies
-them. `dot_tokens` and `sum_tokens` put the members' rows below each other instead, in one product.
+them. `times_shared` puts the members' rows below each other instead, in one product.
 """
 
 import warnings
@@ -85,74 +85,44 @@ class _Folded(Function):
         return out.unflatten(0, (members, -1)), 0
 
 
-def dot_tokens(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Multiply rows with tokens, which are constants: their gradient is not computed.
+def times_shared(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply rows by matrices that members may share; constants get no gradient.
 
     Args:
-        rows: [r,D].
-        tokens: [B,n,D].
+        rows: [B,r,k], or [r,k] for all B.
+        matrix: [B,k,n].
 
     Returns:
         [B,r,n].
     """
-    return _DotTokens.apply(rows, tokens)
+    return rows @ matrix if matrix.requires_grad else _TimesConstant.apply(rows, matrix)
 
 
-def sum_tokens(weights: Tensor, tokens: Tensor) -> Tensor:
-    """Sum constant tokens with weights.
+class _TimesConstant(Function):
+    """A product with constants, whose rule for members puts their rows below each other."""
 
-    Args:
-        weights: [B,r,n].
-        tokens: [B,n,D].
-
-    Returns:
-        [B,r,D].
-    """
-    return _SumTokens.apply(weights, tokens)
-
-
-class _DotTokens(Function):
     @staticmethod
-    def forward(rows: Tensor, tokens: Tensor) -> Tensor:
-        return rows @ tokens.mT
+    def forward(rows: Tensor, matrix: Tensor) -> Tensor:
+        return rows @ matrix
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+        rows, matrix = inputs
+        ctx.save_for_backward(matrix)
+        ctx.for_all = rows.dim() == 2
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        (tokens,) = ctx.saved_tensors
-        return (grad @ tokens).sum(0), None
+        (matrix,) = ctx.saved_tensors
+        grad = grad @ matrix.mT
+        return grad.sum(0) if ctx.for_all else grad, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, rows: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
-        stacked = rows.movedim(in_dims[0], 0)  # [M,r,D]
+    def vmap(info: Any, in_dims: tuple, rows: Tensor, matrix: Tensor) -> tuple[Tensor, int]:
         if in_dims[1] is not None:
-            return stacked[:, None] @ tokens.movedim(in_dims[1], 0).mT, 0
-        found = dot_tokens(stacked.flatten(0, 1), tokens)  # [B,M·r,n]
-        return found.unflatten(1, (info.batch_size, -1)), 1
-
-
-class _SumTokens(Function):
-    @staticmethod
-    def forward(weights: Tensor, tokens: Tensor) -> Tensor:
-        return weights @ tokens
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (tokens,) = ctx.saved_tensors
-        return grad @ tokens.mT, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, weights: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
-        if in_dims[1] is not None:
-            return weights.movedim(in_dims[0], 0) @ tokens.movedim(in_dims[1], 0), 0
-        # [B,M,r,n]; the members stand behind the batch, as `dot_tokens` leaves them
-        folded = weights.movedim(in_dims[0], 1)
-        found = sum_tokens(folded.flatten(1, 2), tokens)
+            rows, matrix = rows.movedim(in_dims[0], 0), matrix.movedim(in_dims[1], 0)
+            # [M,r,k] are for all B of a member.
+            return (rows[:, None] if rows.dim() == 3 else rows) @ matrix, 0
+        rows = rows.movedim(in_dims[0], -3)  # [M,r,k], or [B,M,r,k]
+        found = times_shared(rows.flatten(-3, -2), matrix)  # [B,M·r,n]
         return found.unflatten(1, (info.batch_size, -1)), 1

@@ -23,7 +23,7 @@ from heads.reporting.document import (
 )
 from heads.reporting.escaping import as_markdown, cell_text
 from heads.reporting.plots import standalone
-from pipeline.text.counted import counted
+from pipeline.text.counted import agree, counted
 from pipeline.text.printable import visible_lines, write_table
 
 # Rows of a table; the CSV file has all of them.
@@ -100,7 +100,9 @@ def _table(table: Table) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
     yield ""
     if len(table.rows) > MOST_ROWS:
-        yield from (f"{counted(len(table.rows) - MOST_ROWS, 'more row')} in {table.name}.csv.", "")
+        more = len(table.rows) - MOST_ROWS
+        rows = f"{counted(more, 'more row')} {agree(more, 'is', 'are')}"
+        yield from (f"{rows} in {table.name}.csv.", "")
 
 
 def _figure(figure: Figure, files: dict[str, bytes]) -> Iterator[str]:

@@ -256,9 +256,8 @@ def _summary(
     heads = ", ".join(sorted({group.head for group in groups})) or "none"
     blocks: list[Block] = [
         Text(
-            f"Finished runs: {finished}, in {counted(len(groups), 'row')}. Heads: {heads}. "
-            "Figures of split "
-            f"{split}."
+            f"Finished runs: {finished}, in {counted(len(groups), 'row')}. Heads: {heads}. Figures "
+            f"of split {split}."
         )
     ]
 

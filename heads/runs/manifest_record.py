@@ -254,6 +254,5 @@ def warn_if_seen(
         if count:
             say(
                 f"{counted(count, 'clip')} of split {split} {agree(count, 'is', 'are')} among "
-                f"those that {weights} was trained on: "
-                f"the figures will be too high"
+                f"those that {weights} was trained on: the figures will be too high"
             )

@@ -10,7 +10,7 @@ standard deviation are then over the folds.
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,17 +95,39 @@ def ablate_folds(
     Raises:
         ValueError: a member of some fold cannot be trained; before the first step.
     """
-    started, folder = time.monotonic(), Path(folder).resolve()
+    folder = Path(folder).resolve()
     # A fault of the last fold is found before the first one has been trained for hours.
     for name, manifest in folds.items():
         asked = replace(options, manifest=manifest)
         estimate_members(plan, cache, folder / name, asked, print_nothing, check_features=False)
 
-    outcomes: dict[str, AblateOutcome] = {}
+    def train(fold: Path, manifest: Manifest) -> AblateOutcome:
+        return ablate(plan, cache, fold, replace(options, manifest=manifest), say=say, **how)
+
+    return train_folds(folder, folds, train, say)
+
+
+def train_folds(
+    folder: Path,
+    folds: Mapping[str, Manifest],
+    train: Callable[[Path, Manifest], AblateOutcome],
+    say: PrintLine,
+) -> AblateOutcome:
+    """Train a study on one fold after the other, and write one table.
+
+    Args:
+        folder: the study's folder.
+        folds: name -> manifest.
+        train: gets the folder and the manifest of a fold, and trains the study on it.
+        say: prints one line for a person.
+
+    Returns:
+        The table over folds, and the failures of all of them.
+    """
+    started, outcomes = time.monotonic(), {}
     for name, manifest in folds.items():
         say(f"{name}: {manifest.path}")
-        asked = replace(options, manifest=manifest)
-        outcomes[name] = ablate(plan, cache, folder / name, asked, say=say, **how)
+        outcomes[name] = train(folder / name, manifest)
 
     table = table_over_folds({name: outcome.table for name, outcome in outcomes.items()})
     table.write(folder)

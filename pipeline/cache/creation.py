@@ -239,10 +239,9 @@ def require_same_config(folder: Path, stored: dict, wanted: dict) -> None:
         )
     if differing:
         raise CacheError(
-            f"{folder}: the cache was made with other options: "
-            f"{as_typed(stored, differing)}; this command asks for: "
-            f"{as_typed(wanted, differing)}. Point --cache at another folder, or pass the same "
-            f"options (--like {shlex.quote(str(folder))} takes them from it)"
+            f"{folder}: the cache was made with other options: {as_typed(stored, differing)}; this "
+            f"command asks for: {as_typed(wanted, differing)}. Point --cache at another folder, or "
+            f"pass the same options (--like {shlex.quote(str(folder))} takes them from it)"
         )
 
 

@@ -60,17 +60,27 @@ class WatchedFolder:
             raise _gone(next(iter(self._handles)), "was deleted and made anew, by another run")
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Run a block, then check.
+    def explaining(self) -> Iterator[None]:
+        """Run a block, and check if it raises: a folder that is gone explains more.
 
         Raises:
-            FolderGone: a folder is gone. It replaces an error of the block.
+            FolderGone: a folder is gone. It replaces the error of the block.
         """
         try:
             yield
         except Exception:
             self.check()
             raise
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Run a block, then check.
+
+        Raises:
+            FolderGone: a folder is gone. It replaces an error of the block.
+        """
+        with self.explaining():
+            yield
         self.check()
 
     def close(self) -> None:

@@ -140,8 +140,7 @@ def _difference(path: Path, draft: Path) -> str:
         return "the file has the same rows, but in another order or form"
     return (
         f"the file has {counted(gone, 'row')} that this command would not write, and lacks "
-        f"{more:,} that it "
-        f"would"
+        f"{more:,} that it would"
     )
 
 

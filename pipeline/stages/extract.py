@@ -142,9 +142,8 @@ def extract(
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(
-            f"shard {max(wanted)}: this cache has {counted(len(plan), 'shard')}, numbered "
-            "from 0 to "
-            f"{len(plan) - 1}"
+            f"shard {max(wanted)}: this cache has {counted(len(plan), 'shard')}, numbered from 0 "
+            f"to {len(plan) - 1}"
         )
     stages = plan.stages if stage is None else (stage,)
     watch = ClaimWatch()

@@ -181,7 +181,7 @@ class ExtractShards:
         workers = self.options.workers
         if workers is None:
             workers = decoders_for(self.models.device.type, self.cores)
-        pool = start_decoders(workers, self.options.time_limit, AGAIN, self._decoder_died, self.say)
+        pool = start_decoders(workers, self.options.time_limit, self.say)
         if pool.arena is not None:
             refusal = self.models.transfers.lock_pages(pool.arena.address, pool.arena.size)
             if refusal:
@@ -190,11 +190,6 @@ class ExtractShards:
                     f"({refusal}): copies to it are slower; raise `ulimit -l` if the networks wait"
                 )
         return pool
-
-    def _decoder_died(self, task: ProbeClip | DecodeViews, ending: str) -> None:
-        self.say(
-            f"clip {task.clip.clip}: its decode process ended ({ending}); another one tries again"
-        )
 
     @cached_property
     def _disk(self) -> ThreadPoolExecutor:
@@ -401,12 +396,8 @@ class ExtractShards:
         # One look at a file, where a claim takes many.
         if self.finished(job):
             return OtherRun.FINISHED
-        try:
+        with self.watched.explaining():
             claim = take_claim(job.path)
-        except Exception:
-            # The folder may be gone, which explains more.
-            self.watched.check()
-            raise
         if claim is None:
             return None
         unfinished = describe_tries(job.path)
@@ -460,27 +451,23 @@ class _Turn:
 
 
 def start_decoders(
-    workers: int,
-    time_limit: float | None,
-    again: int,
-    survived: Callable[[ProbeClip | DecodeViews, str], None],
-    say: Callable[[str], None],
+    workers: int, time_limit: float | None, say: Callable[[str], None]
 ) -> WorkerPool:
     """Start decode workers that share memory with this process, if the system gives any.
 
     Args:
         workers: how many; 0 decodes in this process.
         time_limit: seconds for a clip.
-        again: see `WorkerPool`.
-        survived: see `WorkerPool`.
-        say: prints a line.
+        say: prints a line, such as that one of them has died.
 
     Returns:
         The pool; whoever starts it closes it.
     """
-    start = partial(
-        WorkerPool, run_task, workers=workers, timeout=time_limit, again=again, survived=survived
-    )
+
+    def survived(task: ProbeClip | DecodeViews, ending: str) -> None:
+        say(f"clip {task.clip.clip}: its decode process ended ({ending}); another one tries again")
+
+    start = partial(WorkerPool, run_task, workers, time_limit, AGAIN, survived=survived)
     wanted = shared_bytes(workers)
     try:
         return start(shared_bytes=wanted)

@@ -10,27 +10,31 @@ from collections.abc import Iterable, Mapping
 DIGITS = 12
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
-# Options with the name of their key.
-_SAME_NAME = (
-    *("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision", "dtype", "seed"),
-    *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
-)
-_OF_SAMPLING = (
-    *("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop", "flip"),
-    *("flip_protect", "test_clips", "test_crops", "test_short_side"),
-)
+# Options of the views and of the networks that go into a config under their own names.
+SAMPLING = "frames sampling fps source_fps size train_views train_crop flip flip_protect test_clips"
+SAMPLING = (*SAMPLING.split(), "test_short_side")
+CONFIG = "backbone weights cut keep proposals roi_pool precision dtype seed decoder allow_truncated"
+CONFIG = (*CONFIG.split(), "pixel_aspect", "frame_pattern")
+# Options of the source of boxes, and their keys in `proposal_options`.
+BOX_OPTIONS = {
+    "proposal_weights": "weights",
+    "proposal_size": "size",
+    "boxes": "num_boxes",
+    "annotations": "file",
+    "nearest_boxes": "nearest",
+}
+
+
+def _flags() -> dict[str, str]:
+    options = {key: key for key in CONFIG}
+    options |= {f"sampling.{key}": key for key in (*SAMPLING, "test_crops")}
+    options |= {f"proposal_options.{key}": option for option, key in BOX_OPTIONS.items()}
+    options["resize"] = "frame_resize"
+    return {key: f"--{option.replace('_', '-')}" for key, option in options.items()}
+
 
 # Key of a config -> its option. All other keys of these tables are typed as --set KEY=VALUE.
-FLAGS = {
-    **{key: f"--{key.replace('_', '-')}" for key in _SAME_NAME},
-    **{f"sampling.{key}": f"--{key.replace('_', '-')}" for key in _OF_SAMPLING},
-    "resize": "--frame-resize",
-    "proposal_options.weights": "--proposal-weights",
-    "proposal_options.size": "--proposal-size",
-    "proposal_options.num_boxes": "--boxes",
-    "proposal_options.file": "--annotations",
-    "proposal_options.nearest": "--nearest-boxes",
-}
+FLAGS = _flags()
 _TABLES = ("sampling.", "backbone_options.", "proposal_options.")
 
 # Keys that follow from files and versions: nobody types them.

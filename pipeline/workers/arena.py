@@ -126,7 +126,7 @@ class Arena:
         self.size = -(-size // PAGE) * PAGE
         self.file = SharedFile(self.size)
         self._memory = self.file.map()
-        self.freed = freed
+        self._freed = freed
         self._free = [Block(0, self.size)]  # by start; no two touch
         # Filled by finalizers, which may run inside any other call: appending needs no lock.
         self._returned: deque[Block] = deque()
@@ -166,8 +166,8 @@ class Arena:
     def give_back(self, block: Block) -> None:
         """Free a block. Nothing may read it any more."""
         self._returned.append(block)
-        if self.freed is not None:
-            self.freed()
+        if self._freed is not None:
+            self._freed()
 
     def arrays(self, block: Block, sizes: Sequence[int]) -> list[memoryview]:
         """Return the arrays of an answer, as bytes. The block is free once all of them are gone.

@@ -105,11 +105,10 @@ class WorkerPool:
         self._function = function
         self._feeder: _Feeder | None = None
         if workers:
-            if shared_bytes:
-                self.arena = Arena(shared_bytes)
             self._feeder = _Feeder(
-                function, workers, timeout, again, start_limit, self.arena, survived
+                function, workers, timeout, again, start_limit, shared_bytes, survived
             )
+            self.arena = self._feeder.arena
             self._feeder.start()
             # Python waits for its children when it ends, and a Dask worker that closes does not
             # know that it has some.
@@ -231,7 +230,7 @@ class _Feeder(threading.Thread):
         timeout: float | None,
         again: int,
         start_limit: float,
-        arena: Arena | None,
+        shared_bytes: int,
         survived: Callable[[Any, str], None],
     ):
         super().__init__(name="pool-feeder", daemon=True)
@@ -242,7 +241,7 @@ class _Feeder(threading.Thread):
         self._start_limit = start_limit
         self._workers: list[PoolProcess] = []
         self._queue: deque[Ticket] = deque()
-        self._arena, self._survived = arena, survived
+        self._survived = survived
         self._marks = StartMarks(workers)
         self._places = list(range(workers))  # of workers that are missing
         self._tickets = count()
@@ -253,8 +252,7 @@ class _Feeder(threading.Thread):
         self._selector.register(self._bell.number, selectors.EVENT_READ)
         # The bell is rung for a task while a worker is idle, and for memory while one waits for it.
         self._idle = self._short = False
-        if arena:
-            arena.freed = self._memory_is_free
+        self.arena = Arena(shared_bytes, freed=self._memory_is_free) if shared_bytes else None
         # Guards _queue against _broken: no ticket is queued after the last worker has gone. Nor is
         # one queued while the queue is looked through.
         self._lock = threading.Lock()
@@ -334,7 +332,7 @@ class _Feeder(threading.Thread):
                 self._replace(worker, timed_out=True)
 
     def _add_worker(self, place: int) -> None:
-        worker = PoolProcess(self._function, self._start_limit, self._arena, self._marks, place)
+        worker = PoolProcess(self._function, self._start_limit, self.arena, self._marks, place)
         self._workers.append(worker)
         for end in (worker.pipe, worker.process.sentinel):
             self._selector.register(end, selectors.EVENT_READ, worker)
@@ -345,11 +343,8 @@ class _Feeder(threading.Thread):
         Returns those that have something; none after a wake-up or at the deadline. Raises _Closed
         if the pool closes.
         """
-        left = None
-        if deadline != float("inf"):
-            left = max(0.0, deadline - time.monotonic())
         happened: dict[PoolProcess, None] = {}
-        for key, _ in self._selector.select(left):
+        for key, _ in self._selector.select(_seconds_until(deadline)):
             if key.data is None:
                 self._bell.heard()
             else:
@@ -392,7 +387,7 @@ class _Feeder(threading.Thread):
         """
         if not self._usual or any(worker.needs for worker in self._workers):
             return None
-        return self._arena.take(self._usual)
+        return self.arena.take(self._usual)
 
     def _give_blocks(self) -> None:
         """Give blocks of the shared memory to workers that wait for one, oldest task first."""
@@ -401,7 +396,7 @@ class _Feeder(threading.Thread):
         # First, so that the bell is rung for memory that comes back meanwhile.
         self._short = bool(waiting)
         for worker in waiting:
-            block = self._arena.take(worker.needs)
+            block = self.arena.take(worker.needs)
             # Later tasks must not take what the first one waits for.
             if block is None and not self._is_oldest(worker.ticket):
                 return
@@ -433,7 +428,7 @@ class _Feeder(threading.Thread):
             if not worker.pipe.poll():
                 raise EOFError
             answer, shared = receive(
-                worker.pipe, lambda: self._wait_for_more(worker), self._arena, worker.block
+                worker.pipe, lambda: self._wait_for_more(worker), self.arena, worker.block
             )
         except (EOFError, OSError):
             self._replace(worker)
@@ -442,7 +437,7 @@ class _Feeder(threading.Thread):
         if worker.ready:
             # The answer's arrays give the block back when they go.
             if worker.block is not None and not shared:
-                self._arena.give_back(worker.block)
+                self.arena.give_back(worker.block)
             worker.block = None
             worker.deadline = float("inf")
         if worker.ready and isinstance(answer, NeedsBlock):
@@ -464,10 +459,8 @@ class _Feeder(threading.Thread):
         Without the deadline, half an answer could block the thread for ever.
         """
         while not self._closing:
-            left = None
-            if worker.deadline != float("inf"):
-                left = max(0.0, worker.deadline - time.monotonic())
-            happened = wait([worker.pipe, self._bell.number], left)
+            ends = [worker.pipe, self._bell.number]
+            happened = wait(ends, _seconds_until(worker.deadline))
             if worker.pipe in happened:
                 return
             self._bell.heard()
@@ -485,7 +478,7 @@ class _Feeder(threading.Thread):
         timed_out = timed_out or time.monotonic() > worker.deadline
         ending = worker.end()
         if worker.block is not None:
-            self._arena.give_back(worker.block)
+            self.arena.give_back(worker.block)
 
         if not ready:
             self._failed_starts += 1
@@ -515,6 +508,11 @@ class _Feeder(threading.Thread):
             self._survived(ticket.task, ending)
         else:
             ticket.finish(WorkerDied(f"the worker process ended without an answer ({ending})"))
+
+
+def _seconds_until(deadline: float) -> float | None:
+    """How long may be waited; None without a deadline, which is infinite then."""
+    return None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
 
 
 class _Closed(Exception):

@@ -257,8 +257,8 @@ class DaskEngine:
         threads = _answer(client.nthreads)
         if any(count > self.threads for count in threads.values()):
             self.say(
-                f"workers with several threads work on {_shards(self.threads)} at a time; start "
-                f"them with --nthreads {self.threads}"
+                f"workers with several threads work on {counted(self.threads, 'shard')} at a time; "
+                f"start them with --nthreads {self.threads}"
             )
         elif any(count < self.threads for count in threads.values()):
             self.say(
@@ -391,10 +391,6 @@ def _wait(
         messages.say_of(names)
         time.sleep(POLL)
     return [], []
-
-
-def _shards(count: int) -> str:
-    return counted(count, "shard")
 
 
 def pick_device(name: str) -> str:

@@ -134,10 +134,10 @@ def test_plan_and_finetune_take_it_too(place, capsys):
 
 def test_every_option_of_views_and_networks_is_taken_over():
     """An option that is added later must be thought of here."""
-    from cli._shared.extraction import BOX_OPTIONS, CONFIG, SAMPLING
+    from cli._shared.extraction import network_options, views_options
+    from pipeline.text.typed_options import BOX_OPTIONS, CONFIG, SAMPLING
 
     known = {*SAMPLING, *CONFIG, *BOX_OPTIONS, "test_crops", "frame_resize", "like"}
-    from cli._shared.extraction import network_options, views_options
 
     @click.command()
     @views_options

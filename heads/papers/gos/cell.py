@@ -82,7 +82,8 @@ class Cell(nn.Module):
             inputs: what the operations read.
             weights: w [B,E,O].
             discrete: whether to compute each edge's heaviest operation alone.
-            known: that operation's number for every edge, if it is the same for all views.
+            known: that operation's number for every edge, if it is the same for all views; only
+                where `discrete`.
 
         Returns:
             s_1 .. s_S, each [B,T,N,C].
@@ -95,7 +96,7 @@ class Cell(nn.Module):
         edges = zip(edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True)
         # Edges are grouped by their end, so that s_i is complete before an edge leaves it.
         for e, ((i, j), operations, w) in enumerate(edges):
-            if discrete and known is not None:
+            if known is not None:
                 result = operations[self.space[known[e]]](states[i], inputs)
             else:
                 result = compute(operations, states[i], inputs, w)

@@ -22,7 +22,7 @@ heads/interface/members.py).
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.interface.members import dot_tokens, sum_tokens
+from heads.interface.members import times_shared
 
 STD = 0.02  # of weights and queries: normal, cut off at two
 
@@ -83,17 +83,12 @@ class Attention(nn.Module):
         # The softmax takes away what is the same for all tokens; its parameters keep a gradient.
         same = of_keys @ norm.bias + (q * self.k.bias.unflatten(0, (self.heads, 1, -1))).sum(-1)
         plain = F.layer_norm(x, (width,), eps=norm.eps)
-        of_keys = (of_keys * norm.weight).flatten(0, 1)
         # Cached tokens are constants, which many probes may share.
-        if plain.requires_grad:
-            scores = of_keys @ plain.mT
-        else:
-            scores = dot_tokens(of_keys, plain)  # [B,hm,n]
+        scores = times_shared((of_keys * norm.weight).flatten(0, 1), plain.mT)  # [B,hm,n]
         scores = scores + same.flatten()[:, None]
         if mask is not None:
             scores = scores.masked_fill(~mask[:, 0], float("-inf"))
-        weights = scores.softmax(-1)
-        y = weights @ plain if plain.requires_grad else sum_tokens(weights, plain)  # [B,hm,D]
+        y = times_shared(scores.softmax(-1), plain)  # [B,hm,D]
         y = (y * norm.weight + norm.bias).unflatten(1, (self.heads, -1))  # [B,h,m,D]
         values = self.v.weight.unflatten(0, (self.heads, -1))  # [h,D/h,D]
         y = y @ values.mT + self.v.bias.unflatten(0, (self.heads, 1, -1))  # [B,h,m,D/h]

@@ -72,8 +72,7 @@ def read(folder: str | Path, version: int = 2, fps: float | None = None) -> Data
     if later and not fps:
         data.notes.append(
             f"{counted(later, 'clip')} {agree(later, 'starts', 'start')} after frame 0 of the "
-            "video: pass --fps if the videos are "
-            "not cut to the dive"
+            "video: pass --fps if the videos are not cut to the dive"
         )
     return data
 

@@ -76,8 +76,7 @@ def write_dataset(
     if missing and not rows:
         raise ManifestError(
             f"{videos}: none of the {counted(len(missing), 'clip')} is there; expected each "
-            f"{data.layout} "
-            f"({missing[0]})"
+            f"{data.layout} ({missing[0]})"
         )
     if missing and not allow_missing:
         about = about_missing(missing, len(data.entries), videos)

@@ -179,7 +179,8 @@ def test_members_of_one_shape_can_be_computed_together():
         clips = (clips_of({"last": fmap}),)
         return torch.func.functional_call(heads[0], (parameters, buffers), clips).logits
 
-    together = torch.func.vmap(one)(parameters, buffers)
+    with as_members():
+        together = torch.func.vmap(one)(parameters, buffers)
     for head, found in zip(heads, together, strict=True):
         torch.testing.assert_close(found, head(clips_of({"last": fmap})).logits)
 

@@ -193,7 +193,7 @@ def test_memory_that_the_device_has_read_is_let_go_before_a_clip_is_waited_for(
 
 
 def test_without_memory_to_share_pixels_go_through_pipes_and_a_line_says_so(world, monkeypatch):
-    def refuse(size):
+    def refuse(size, freed):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(decode_pool, "Arena", refuse)
