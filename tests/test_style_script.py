@@ -1,6 +1,7 @@
 """`benchmarks/style.py` on made-up sources whose figures are counted by hand."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +157,10 @@ def tree(tmp_path_factory) -> Path:
 def run(*arguments: object) -> str:
     """Run the script and return what it prints."""
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # A test before this one may have run the command in this process, which sets the variable. The
+    # script imports modules beside it.
+    env = os.environ | {"PYTHONSAFEPATH": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
 @pytest.fixture(scope="module")
