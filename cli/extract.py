@@ -392,8 +392,9 @@ def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
 def _report_removed(clips: list[str], manifest: Path, cache: Path) -> None:
     if clips:
         warn(
-            f"{counted(len(clips), 'clip')} of {cache} ({_first(clips)}) not in {manifest}: kept "
-            "in the cache, but left out of training from its own manifest"
+            f"{counted(len(clips), 'clip')} of {cache} ({_first(clips)}) "
+            f"{agree(len(clips), 'is', 'are')} not in {manifest}: kept in the cache, but left out "
+            "of training from its own manifest"
         )
 
 
