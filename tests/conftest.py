@@ -183,6 +183,24 @@ def without_decord(monkeypatch):
     why_no_decord.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def gpu():
+    """A pretended GPU, for a whole file: `pytestmark = pytest.mark.usefixtures("gpu")`."""
+    from tests.support.fake_cuda import fake_cuda
+
+    with fake_cuda() as device:
+        yield device
+
+
+@pytest.fixture
+def waits(gpu):
+    """How often the host waited for the pretended GPU so far, by the line that did."""
+    from tests.support.cuda_sites import call_sites
+
+    with call_sites(gpu) as sites:
+        yield sites.waits
+
+
 @pytest.fixture(autouse=True)
 def module_path_of_programs(monkeypatch):
     """`main` sets it for the processes that a command starts; here the command is a part of the

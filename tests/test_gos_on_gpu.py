@@ -13,22 +13,8 @@ from heads.interface.contract import CLASSES, DIMS, HeadCase, random_clips
 from heads.training.learner import Learner
 from heads.zoo import build_head
 from heads.zoo.gos import GOS
-from tests.support.cuda_sites import call_sites
-from tests.support.fake_cuda import fake_cuda
 
-
-@pytest.fixture(scope="module", autouse=True)
-def gpu():
-    with fake_cuda() as device:
-        yield device
-
-
-@pytest.fixture
-def waits(gpu):
-    """How often the host waited so far, by the line that did."""
-    with call_sites(gpu) as sites:
-        yield sites.waits
-
+pytestmark = pytest.mark.usefixtures("gpu")
 
 # Every way in which GOS computes structures.
 GOS_FORMS = {

@@ -32,23 +32,13 @@ from pipeline.regions.graphs import (
 from pipeline.stages.graphs import build_graphs
 from tests.heads.zoo.test_zoo import CASES, DIMS, fresh, some_clips
 from tests.support.cuda_sites import call_sites
-from tests.support.fake_cuda import CudaTensor, fake_cuda
+from tests.support.fake_cuda import CudaTensor
 from tests.support.tiny_cache import Tiny
 
 QUIET = {"say": lambda line: None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu():
-    with fake_cuda() as device:
-        yield device
-
-
-@pytest.fixture
-def waits(gpu):
-    """How often the host waited so far, by the line that did."""
-    with call_sites(gpu) as sites:
-        yield sites.waits
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def batch():

@@ -16,7 +16,6 @@ from heads.interface.contract import random_clips
 from pipeline.backbones import build_backbone
 from tests.heads.finetuning.test_finetune import CLASSES, LENGTH, SIDE, recipe
 from tests.support.cuda_sites import call_sites
-from tests.support.fake_cuda import fake_cuda
 
 BOXES, VIEWS = 2, 2
 SMALL = {"width": 8, "supernodes": 1, "taps": 1}
@@ -35,10 +34,7 @@ HEADS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu():
-    with fake_cuda() as device:
-        yield device
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def learner(head: str) -> FramesLearner:

@@ -55,7 +55,7 @@ from tests.heads.finetuning.test_finetune import network as live_network
 from tests.heads.finetuning.test_finetune import recipe as live_recipe
 from tests.heads.zoo.test_zoo import CASES, fresh, some_clips
 from tests.support.cuda_sites import call_sites
-from tests.support.fake_cuda import CudaTensor, fake_cuda
+from tests.support.fake_cuda import CudaTensor
 from tests.support.tiny_backbone import NAMES, relative
 from tests.support.tiny_cache import Tiny
 from tests.support.tiny_videos import config_of, make_videos, write_csv
@@ -65,10 +65,7 @@ SPLITS = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
 QUIET = {"say": lambda line: None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu():
-    with fake_cuda() as device:
-        yield device
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def places(state) -> set[str]:

@@ -243,7 +243,13 @@ class EncoderBackbone(Backbone):
 
     def compile_units(self) -> None:
         """Compile every block with `torch.compile`; what reads their outputs stays outside."""
-        for block in _named(self.model, self.encoder.blocks):
+        blocks: dict[nn.Module, None] = {}
+        for name in self.encoder.blocks:
+            # Of a stage of Swin, only the last block has a cut; those before it are in its list.
+            listed = self.model.get_submodule(name.rpartition(".")[0])
+            some = listed if isinstance(listed, nn.ModuleList) else _named(self.model, [name])
+            blocks.update(dict.fromkeys(some))
+        for block in blocks:
             block.forward = torch.compile(block.forward)
 
     def keep_above(self, cut: str) -> None:

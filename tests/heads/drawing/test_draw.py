@@ -463,11 +463,12 @@ def test_the_nearest_node_of_the_chosen_ones_own_step_can_be_read_beside_it(crow
         lambda self, at, text, *more: (places.append((*at, text)), real(self, at, text, *more))[1],
     )
     on_paper(section, 1)
-    (x, y, number), (x_chosen, y_chosen, chosen) = places
+    (_, y, number), (_, y_chosen, chosen) = places
     assert number.startswith("3: ")
     assert chosen == "chosen (1,3)"
     # A label is higher than its letters.
-    assert abs(y - y_chosen) >= LABEL_SIZE or abs(x - x_chosen) >= text_width(number, LABEL_SIZE)
+    (x_left, _, left), (x_right, _, _) = sorted(places)
+    assert abs(y - y_chosen) >= LABEL_SIZE or x_right - x_left >= text_width(left, LABEL_SIZE)
 
 
 def test_neighbours_have_inner_product_and_cosine(crowd, monkeypatch):

@@ -10,14 +10,18 @@ from heads.training.stacked_learner import TOLERANCE
 from tests.heads.zoo.test_zoo import CASES, fresh, some_clips
 
 M = 3
+# Rounding in float32 alone moves the logits of a mixture by more than what is allowed.
+DTYPES = {"gos": torch.float64}
+# Torch has no rule for a further dimension of their layers.
+ALONE = (nn.LSTM, nn.GRU)
 
 
 def heads_of(case: str) -> list[nn.Module]:
-    return [fresh(case, seed).eval() for seed in range(M)]
+    return [fresh(case, seed).eval().to(DTYPES.get(case)) for seed in range(M)]
 
 
-def clips_at(seed: int):
-    return some_clips(seed=seed, dtype=torch.float32)
+def clips_at(seed: int, dtype: torch.dtype = torch.float32):
+    return some_clips(seed=seed, dtype=dtype)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -27,15 +31,18 @@ def test_every_head_predicts_as_one_what_it_does_alone_or_says_why_not(case):
     heads = heads_of(case)
     stack = StackedHead(heads, TOLERANCE["fp32"]).eval()
     for seed in range(2):
-        clips = clips_at(seed)
+        clips = clips_at(seed, DTYPES.get(case, torch.float32))
         out = stack(clips)
         for member, head in enumerate(heads):
             alone = head(clips)
-            torch.testing.assert_close(out.logits[:, member], alone.logits, rtol=1e-4, atol=1e-5)
+            wanted = alone.logits.float()
+            torch.testing.assert_close(out.logits[:, member], wanted, rtol=1e-4, atol=1e-5)
             assert out.stored.keys() == alone.stored.keys()
             for name, tensor in alone.stored.items():
                 assert out.stored[name][:, member].equal(tensor)
-    if case in ("pool", "roi_pool", "strg", "attentive", "gos_node_att"):
+    # One by one, the comparison above would say nothing.
+    recurrent = any(isinstance(module, ALONE) for module in heads[0].modules())
+    if not recurrent and case != "ean above a cut":  # its layers ask for a memory order
         assert stack.why == ""
 
 

@@ -368,7 +368,10 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(
     run += ("--device", "cpu", *frames, *network)
     code, out, _ = vidgraph(capsys, *run)
     assert code == 3
-    assert "split train: clip clip1 cannot be read and is left out; `vidgraph check` " in out
+    assert (
+        "split train: clip clip1 cannot be read and is left out; `vidgraph check` "
+        "(with --annotations where boxes come from a file) says why"
+    ) in out
     excluded = runs.read_json(tmp_path / "run" / "metrics.json")["excluded"]
     assert (excluded["train"]["undecoded"], excluded["test"]["undecoded"]) == (1, 1)
     code, out, _ = vidgraph(capsys, *run)

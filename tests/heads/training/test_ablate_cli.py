@@ -108,7 +108,8 @@ def test_listing_trains_nothing(place, capsys):
         (("--set", "train.lrr=1"), "member pool,train.lr=0.1: no key train.lrr; did you mean lr?"),
         (
             ("--set", "data.first_labels=9"),
-            "member pool,train.lr=0.1-seed0: --set data.first_labels: expected at most the 3",
+            "member pool,train.lr=0.1-seed0: --set data.first_labels: expected at most the 3 "
+            "classes, got 9",
         ),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--resident", "gpu"), "resident gpu: the run computes on the CPU"),

@@ -166,8 +166,8 @@ def test_heads_that_see_where_things_are_learn_what_pooling_cannot(head, accurac
 def test_boxes_with_classes_tell_who_meets_and_boxes_alone_do_not(head, cache, accuracy, tmp_path):
     """Without classes a box may be any digit's: nobody can do better than chance, 1/6.
 
-    Two seeds of three are asked for: one of STLT's is on a plateau when the training ends
-    (98.8, 96.8 and 70.0 %; docs/heads.md).
+    Two seeds of three are asked for: how long STLT stays on a plateau is chance (99.8, 100.0 and
+    99.5 %; docs/heads.md).
     """
     row, found = ROWS[head], {}
     for classes in ("boxes", "none"):

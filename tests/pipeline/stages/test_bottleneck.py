@@ -38,6 +38,9 @@ def test_it_gives_the_rates_and_the_idle_shares():
 def test_the_share_is_how_near_the_one_rate_is_to_the_other(processes, seconds):
     pace = pace_of(work_of([shard(backbone=8.0)] * processes), seconds)
     assert pace.networks == pytest.approx(pace.rate / pace.alone)
+    # 100 views in 8 s of the networks of one process, and 10 s of each process were spent on them.
+    assert pace.alone == pytest.approx(100 / 8 * max(1, processes * 10 / seconds))
+    assert pace.rate == pytest.approx(100 * processes / seconds)
 
 
 def test_a_run_that_mostly_starts_is_not_called_as_fast_as_its_networks():

@@ -1,8 +1,13 @@
 """Settings in messages are spelled as the command line takes them."""
 
+import shlex
+
 import pytest
 
+from cli._shared.extraction import config_of
 from cli.extract import command
+from pipeline.cache.identity import flat
+from pipeline.stages.config import with_settings
 from pipeline.text.typed_options import FLAGS, as_typed, short
 
 
@@ -39,6 +44,31 @@ def test_every_option_that_a_message_names_is_one_of_extract():
 def test_a_setting_is_spelled_as_it_is_typed(key, value, typed):
     options = {} if value is None else {key: value}
     assert as_typed(options, [key]) == typed
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("sampling.size", 64), ("sampling.frames", 8), ("sampling.flip", 0.0), ("seed", 3)),
+        *(("sampling.flip_protect", ["left", "right"]), ("sampling.consecutive", 4)),
+        *(("sampling.train_crop", "centre"), ("sampling.fps", 5.0), ("keep", ["pooled"])),
+        *(("proposal_options.num_boxes", 7), ("proposal_options.size", 80)),
+        *(("proposal_options.allow_missing", True), ("backbone_options.temporal", "shift")),
+        *(
+            ("allow_truncated", True),
+            ("resize", "device"),
+            ("roi_pool", "mean"),
+            ("dtype", "float32"),
+        ),
+    ],
+)
+def test_what_a_message_says_gives_the_setting_when_it_is_typed(key, value):
+    typed = shlex.split(as_typed({key: value}, [key]))
+    words = ["--manifest", "M.csv", "--cache", "C", *typed]
+    given = command.make_context("extract", words).params
+    config = flat(with_settings(config_of(given), given["settings"]).as_asked())
+    found = config[key]
+    assert (list(found) if isinstance(found, tuple) else found) == value
 
 
 def test_checksums_are_cut_where_they_stand():
